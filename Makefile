@@ -1,0 +1,57 @@
+# One virtual environment, filled from the lock files. PYTHON may name any Python from 3.11 on.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+LOCK = $(RUN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+  pyproject.toml
+
+.PHONY: help train test install develop lint format types imports pytest lock clean
+
+help: ## Show what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+train: install ## Install isograd and train the digits example on two worker actors
+	$(RUN)/isograd train examples/digits/digits.toml
+
+test: lint types imports pytest ## Install what tests need, then lint, check types and imports, and run the tests
+
+install: $(VENV)/.installed
+develop: $(VENV)/.developed
+
+lint: develop
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+format: develop ## Format the code
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+types: develop
+	$(RUN)/mypy
+
+imports: develop
+	$(RUN)/lint-imports
+
+pytest: develop
+	$(RUN)/pytest
+
+lock: develop ## Pin anew everything that is installed
+	$(LOCK) --group build --output-file requirements.lock
+	$(LOCK) --group build --group test --constraint requirements.lock --output-file requirements-dev.lock
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "isograd needs Python 3.11 or newer; name one with make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml requirements.lock | $(VENV)/bin/python
+	$(RUN)/pip install --quiet --require-hashes -r requirements.lock
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/.developed: requirements-dev.lock $(VENV)/.installed
+	$(RUN)/pip install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,237 @@
+"""The command line: options in, tables and exit codes out."""
+
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from enum import IntEnum
+from pathlib import Path
+from time import time
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from cluster.display import Display, ProgressKind, error_table, make_display, plan_table, print_summary, rows_table
+from coordinator.check import check_job
+from coordinator.job import JobSpec, load_job, parse_override
+from coordinator.model_files import load_model
+from coordinator.pool import PoolError
+from coordinator.records import Finished, Status, Summary
+from coordinator.run import Order
+from coordinator.run_directory import check as check_run_directory
+from coordinator.scoring import evaluate as evaluate_model
+from coordinator.scoring import predict as predict_with_model
+from worker.blas import one_thread
+from worker.errors import UserError
+
+
+class Exit(IntEnum):
+    """Exit codes."""
+
+    COMPLETED = 0
+    UNEXPECTED = 1
+    USER = 2
+    DIVERGED = 3
+    WORKERS = 4
+    INTERRUPTED = 130
+
+
+STATUS_EXIT: Final[dict[Status, Exit]] = {
+    "completed": Exit.COMPLETED,
+    "diverged": Exit.DIVERGED,
+    "failed": Exit.WORKERS,
+    "interrupted": Exit.INTERRUPTED,
+}
+
+JOB = click.argument("job_file", metavar="JOB.toml", type=click.Path(path_type=Path))
+RUN = click.argument("run_directory", metavar="RUN_DIR", type=click.Path(path_type=Path))
+DATA = click.option("--data", required=True, metavar="PATH", help="A file, folder or glob of Parquet, Arrow IPC or CSV.")
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Replace a value of the job file; may be repeated.",
+)
+DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks, and Ray's own messages.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="isograd")
+def main() -> None:
+    """Train neural networks data-parallel on Ray: the same weights to the bit for any number of workers.
+
+    A job is a TOML file; start with: isograd train JOB.toml
+
+    Exit codes: 0 completed, 1 unexpected, 2 job, data or arguments, 3 diverged, 4 too few workers or the cluster
+    failed, 130 interrupted.
+    """
+
+
+@main.command()
+@JOB
+@click.option("--workers", type=int, metavar="N", help="Worker processes; the result does not depend on them.")
+@SET
+@click.option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: runs/NAME-TIME.")
+@click.option(
+    "--address",
+    default="local",
+    show_default=True,
+    help="local: a Ray of its own on this machine; none: this process, no Ray; auto or ray://HOST:PORT: a cluster.",
+)
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "plain", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: a bar on a terminal, a line an epoch elsewhere.",
+)
+@DEBUG
+def train(
+    *,
+    job_file: Path,
+    workers: int | None,
+    overrides: tuple[str, ...],
+    run_dir: Path | None,
+    address: str,
+    progress: ProgressKind,
+    debug: bool,
+) -> None:
+    """Train the job; write weights, history and summary into a run directory.
+
+    Ctrl-C ends the run after the round under way and keeps the best weights; a second one ends it at once.
+    """
+    began = time()
+    with exit_codes(debug=debug):
+        job = _load(job_file, overrides, workers)
+        directory = (run_dir or _new_run_directory(job)).absolute()
+        order = Order(job, directory, began)
+        summary = _train(order, address, make_display(progress, Console()), debug=debug)
+        print_summary(Console(), summary, _short(directory))
+        code = STATUS_EXIT[summary.status]
+        if code is not Exit.COMPLETED:
+            sys.exit(code)
+
+
+@main.command()
+@JOB
+@SET
+@DEBUG
+def check(*, job_file: Path, overrides: tuple[str, ...], debug: bool) -> None:
+    """Validate the job and its data, and print the plan. Trains nothing."""
+    with exit_codes(debug=debug):
+        job = _load(job_file, overrides, None)
+        Console().print(plan_table(job, check_job(job)))
+
+
+@main.command()
+@RUN
+@DATA
+@click.option(
+    "--table", type=click.IntRange(min=0), default=0, metavar="N", help="Also print the first N rows with their errors."
+)
+@DEBUG
+def evaluate(*, run_directory: Path, data: str, table: int, debug: bool) -> None:
+    """Print the errors of a run's model on a labelled dataset."""
+    with exit_codes(debug=debug), one_thread():
+        evaluation = evaluate_model(load_model(run_directory), data, table)
+        console = Console()
+        if evaluation.table:
+            console.print(rows_table(evaluation.table))
+        console.print(error_table({f"{evaluation.rows:,} rows": evaluation.errors}))
+
+
+@main.command()
+@RUN
+@DATA
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), metavar="OUT.parquet", help="Parquet file to write."
+)
+@DEBUG
+def predict(*, run_directory: Path, data: str, output: Path, debug: bool) -> None:
+    """Score a dataset with a run's model.
+
+    Writes, row by row, the columns that are no features, then the prediction, and for classes their probabilities.
+    """
+    with exit_codes(debug=debug), one_thread():
+        rows = predict_with_model(load_model(run_directory), data, output)
+        Console().print(f"{rows:,} predictions written to {output}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def exit_codes(*, debug: bool) -> Iterator[None]:
+    """Turn errors into one sentence on stderr and an exit code."""
+    try:
+        yield
+    except UserError as error:
+        _fail(str(error), Exit.USER, debug=debug)
+    except PoolError as error:
+        _fail(str(error), Exit.WORKERS, debug=debug)
+    except KeyboardInterrupt:
+        _fail("interrupted", Exit.INTERRUPTED, debug=debug)
+    except Exception as error:
+        _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", Exit.UNEXPECTED, debug=debug)
+
+
+def _fail(message: str, code: Exit, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    Console(stderr=True).print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _load(job_file: Path, overrides: tuple[str, ...], workers: int | None) -> JobSpec:
+    values = dict(parse_override(text) for text in overrides)
+    return load_job(job_file, values | ({} if workers is None else {"workers.count": workers}))
+
+
+def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summary:
+    # Ray takes a second to import, which the other commands need not wait for.
+    from cluster.launch import IN_PROCESS, LOCAL, launch
+    from coordinator.preparation import inspect
+
+    if address in (IN_PROCESS, LOCAL):
+        # What can be told from here is told before a cluster is started.
+        check_run_directory(order.directory)
+        inspect(order.job)
+    with interruptible() as interrupted:
+        try:
+            for event in launch(order, address, interrupted, debug=debug):
+                display.show(event)
+                if isinstance(event, Finished):
+                    summary = event.summary
+        finally:
+            display.close()
+    return summary
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether Ctrl-C or SIGTERM came; the second one raises KeyboardInterrupt."""
+    asked = threading.Event()
+
+    def handle(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _new_run_directory(job: JobSpec) -> Path:
+    return Path("runs") / f"{job.job.name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+
+
+def _short(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

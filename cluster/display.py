@@ -1,0 +1,285 @@
+"""What a person sees of a run: a live bar on a terminal, plain lines elsewhere, and a closing table."""
+
+from datetime import timedelta
+from time import monotonic
+from typing import Literal, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from coordinator.check import JobPlan
+from coordinator.job import JobSpec
+from coordinator.records import EpochDone, EpochRecord, Errors, Event, Finished, RoundDone, Started, Summary
+from coordinator.scoring import ScoredRow
+
+ProgressKind = Literal["auto", "bar", "plain", "none"]
+
+STATUS_STYLE = {"completed": "green", "interrupted": "yellow", "diverged": "red", "failed": "red"}
+REASONS = {
+    "epochs": "all epochs done",
+    "rounds": "all rounds done",
+    "all_correct": "all training rows are classified correctly",
+    "target_loss": "the target loss is reached",
+    "patience": "the loss has stopped improving",
+    "max_seconds": "the time is up",
+    "interrupted": "interrupted",
+}
+
+
+class Display(Protocol):
+    """Shows the events of a run as they come."""
+
+    def show(self, event: Event) -> None:
+        """Show an event."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was found."""
+
+
+def make_display(kind: ProgressKind, console: Console) -> Display:
+    """Return the display that was asked for; "auto" is a bar on a terminal and plain lines elsewhere."""
+    if kind == "bar" or (kind == "auto" and console.is_terminal):
+        return Bar(console)
+    return Silent() if kind == "none" else Plain(console)
+
+
+class Silent:
+    """Shows nothing."""
+
+    def show(self, event: Event) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Plain:
+    """A line at the start, and one an epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._pace: Pace | None = None
+
+    def show(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._pace = Pace(event)
+                print_start(self._console, event)
+            case EpochDone(record=record):
+                assert self._pace is not None
+                self._console.print(self._line(record, self._pace), highlight=False, soft_wrap=True)
+
+    def _line(self, record: EpochRecord, pace: "Pace") -> str:
+        parts = [f"epoch {pace.epochs(record.round)}", describe_errors(record), f"{record.rows_per_second:,.0f} rows/s"]
+        left = pace.seconds_left(record.round)
+        return "  ".join([*parts, f"{clock(left)} left"] if left else parts)
+
+    def close(self) -> None:
+        pass
+
+
+class Bar:
+    """A bar that moves with the rounds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epochs]}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[errors]}"),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            expand=True,
+        )
+        self._pace: Pace | None = None
+        self._errors = ""
+
+    def show(self, event: Event) -> None:
+        match event:
+            case Started():
+                print_start(self._console, event)
+                self._pace = Pace(event)
+                self._progress.add_task(
+                    "", total=event.most_rounds, epochs=self._pace.epochs(0), errors="", speed="", left=""
+                )
+                self._progress.start()
+            case RoundDone():
+                self._move(event.round)
+            case EpochDone(record=record):
+                self._errors = describe_errors(record)
+                self._move(record.round)
+            case Finished():
+                self.close()
+
+    def _move(self, rounds: int) -> None:
+        assert self._pace is not None
+        left = self._pace.seconds_left(rounds)
+        self._progress.update(
+            self._progress.task_ids[0],
+            completed=rounds,
+            epochs=self._pace.epochs(rounds),
+            errors=self._errors,
+            speed=f"{self._pace.rows_per_second(rounds):,.0f} rows/s",
+            left=f"{clock(left)} left" if left is not None else "",
+        )
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class Pace:
+    """How fast a run goes, by the clock of whoever watches."""
+
+    def __init__(self, started: Started) -> None:
+        self._started = started
+        self._began = monotonic()
+
+    def epochs(self, rounds: int) -> str:
+        """Return '3/20' for the epoch that so many rounds have begun or ended."""
+        per_epoch = self._started.rounds_per_epoch
+        most = self._started.most_rounds
+        number = max(1, -(-rounds // per_epoch))
+        return f"{number}/{-(-most // per_epoch)}" if most is not None else str(number)
+
+    def rows_per_second(self, rounds: int) -> float:
+        """Return the mean since the start, evaluation included."""
+        rows = rounds * self._started.rows / self._started.rounds_per_epoch
+        return rows / max(monotonic() - self._began, 1e-9)
+
+    def seconds_left(self, rounds: int) -> float | None:
+        """Return the time that the remaining rounds would take at this pace; None where nothing limits them."""
+        most = self._started.most_rounds
+        if most is None or rounds == 0:
+            return None
+        return (monotonic() - self._began) / rounds * (most - rounds)
+
+
+def print_start(console: Console, event: Started) -> None:
+    """Say what is about to be trained, and where to watch it."""
+    held_out = f", {event.validation_rows:,} to validate" if event.validation_rows else ""
+    console.print(
+        f"{event.run}: {event.rows:,} rows{held_out}; {event.inputs} inputs, {event.outputs} outputs, "
+        f"{event.parameters:,} parameters; {count(event.shards, 'shard')} on {count(event.workers, 'worker')}, "
+        f"{count(event.rounds_per_epoch, 'round')} an epoch",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if event.metrics_url is not None:
+        console.print(f"metrics: {event.metrics_url}", highlight=False, soft_wrap=True)
+
+
+def describe_errors(record: EpochRecord) -> str:
+    """Return 'loss 0.12  validation 0.15  error 3.1%', the error being the validation's where there is one."""
+    parts = [f"loss {number(record.train.loss)}"]
+    if record.validation is not None:
+        parts.append(f"validation {number(record.validation.loss)}")
+    latest = record.validation or record.train
+    if latest.error_rate is not None:
+        parts.append(f"error {latest.error_rate:.2%}")
+    else:
+        parts.append(f"mean absolute error {number(latest.mean_absolute_error)}")
+    return "  ".join(parts)
+
+
+def print_summary(console: Console, summary: Summary, directory: str) -> None:
+    """Print the closing table and what a person needs to go on."""
+    colour = STATUS_STYLE[summary.status]
+    reason = REASONS.get(summary.stop_reason, summary.stop_reason)
+    console.print(Text(summary.status, style=f"bold {colour}"), f"after {count(summary.rounds, 'round')}: {reason}")
+    if summary.train is not None:
+        errors = {"train": summary.train} | ({"validation": summary.validation} if summary.validation else {})
+        console.print(error_table(errors))
+    facts = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("epochs", f"{summary.epochs}" + (f", weights of epoch {summary.kept_epoch} kept" if summary.kept_epoch else "")),
+        ("rows trained", f"{summary.rows_trained:,} of {summary.rows_expected:,}"),
+        ("speed", f"{summary.rows_per_second:,.0f} rows/s, a round takes {summary.round_seconds.p50 * 1e3:.3g} ms"),
+        ("time", f"{summary.seconds.startup:.1f} s to start, {summary.seconds.training:.1f} s to train"),
+        ("weights", summary.weights_digest),
+        ("directory", directory),
+    ):
+        facts.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
+    console.print(facts)
+
+
+def error_table(errors: dict[str, Errors]) -> Table:
+    """Return the errors as a table, a row a split."""
+    table = Table("", title_justify="left")
+    classified = any(split.error_rate is not None for split in errors.values())
+    for heading in ("Loss", "Mean absolute error", "Mean squared error", *(["Error rate"] if classified else [])):
+        table.add_column(heading, justify="right")
+    for name, split in errors.items():
+        cells = [number(split.loss), number(split.mean_absolute_error), number(split.mean_squared_error)]
+        table.add_row(name, *cells, *([f"{split.error_rate:.2%}"] if split.error_rate is not None else []))
+    return table
+
+
+def rows_table(rows: list[ScoredRow]) -> Table:
+    """Return rows as a table, one below the other; the errors of a row are means over its outputs."""
+    table = Table()
+    for heading in ("Input", "Desired", "Model output", "Absolute error", "Square error"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        inputs = row.inputs[0] if len(row.inputs) == 1 else row.inputs
+        table.add_row(*map(readable, (inputs, row.desired, row.output, row.absolute_error, row.squared_error)))
+    return table
+
+
+def plan_table(job: JobSpec, plan: JobPlan) -> Table:
+    """Return the plan of a job as a table of facts."""
+    classes = "" if plan.classes is None else f", {count(len(plan.classes), 'class', 'classes')}"
+    rounds = count(plan.rounds_per_epoch, "round") + " an epoch"
+    if plan.most_rounds is not None:
+        rounds += f", at most {plan.most_rounds:,}"
+    table = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("job", job.job.name),
+        ("data", f"{plan.files}{classes}"),
+        ("rows", f"{plan.rows:,} to train, {plan.validation_rows:,} to validate"),
+        ("shards", f"{plan.shards}, on {count(job.workers.count, 'worker')}"),
+        ("rounds", f"{rounds}, of up to {count(job.training.batch_size, 'row')}"),
+        ("network", f"{'-'.join(map(str, plan.sizes))}: {plan.parameters:,} parameters, {job.model.dtype}"),
+        ("layers", f"{job.model.activation if job.model.hidden else 'none'} hidden, {job.model.output_name} output"),
+        ("loss", job.model.loss_name),
+        ("optimizer", f"{job.optimizer.name}, learning rate {job.optimizer.learning_rate:g} {job.optimizer.schedule.name}"),
+        ("memory", f"{size(plan.data_bytes)} of rows over all workers; beside them {size(plan.worker_bytes)} a worker"),
+        ("", f"and {size(plan.coordinator_bytes)} for the coordinator"),
+    ):
+        table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
+    return table
+
+
+def readable(value: object) -> str:
+    """Return a value, or the first few of a list, in few digits."""
+    if isinstance(value, list):
+        return "[" + ", ".join(map(readable, value[:4])) + (", …]" if len(value) > 4 else "]")
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def size(amount: float) -> str:
+    """Return bytes in the unit that keeps the number short."""
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:,.3g} GB"
+
+
+def number(value: float) -> str:
+    """Return a number with five significant digits."""
+    return f"{value:.5g}"
+
+
+def count(amount: int, noun: str, plural: str = "") -> str:
+    """Return '1 shard' or '8 shards'."""
+    return f"{amount:,} {noun if amount == 1 else plural or noun + 's'}"
+
+
+def clock(seconds: float) -> str:
+    """Return seconds as h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))

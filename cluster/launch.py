@@ -1,0 +1,150 @@
+"""From the user's command to a running coordinator: connecting to Ray, and following what the coordinator does."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from cluster.ray_pool import RayPool, first_line
+from coordinator.job import JobSpec
+from coordinator.pool import InProcessPool, PoolError
+from coordinator.records import Event, RoundDone
+from coordinator.run import Order, run
+from worker.blas import one_thread
+from worker.errors import UserError
+
+IN_PROCESS: Final = "none"
+LOCAL: Final = "local"
+POLL_SECONDS: Final = 0.1
+
+# Ray reads these when it starts. Training is the reason the machine is busy, so workers are not to be nice about it.
+RAY_SETTINGS: Final = {
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class News:
+    """What happened since the last look: events in order, rounds left out but for the latest."""
+
+    events: list[Event]
+    seen: int
+
+
+class CoordinatorActor:
+    """The coordinator in a process of its own. `run` occupies one of its threads, the other methods the rest."""
+
+    def __init__(self) -> None:
+        """Wait for an order."""
+        self._one_thread = one_thread()
+        self._events: list[Event] = []
+        self._round: RoundDone | None = None
+        self._interrupt = threading.Event()
+
+    def run(self, order: Order) -> None:
+        """Carry the order out to its end. Raises UserError and PoolError as `coordinator.run.run` does."""
+        pool = RayPool(order.job.workers)
+        try:
+            for event in run(order, pool, self._interrupt.is_set):
+                if isinstance(event, RoundDone):
+                    self._round = event
+                else:
+                    self._events.append(event)
+        finally:
+            pool.close()
+
+    def news(self, seen: int) -> News:
+        """Return what happened after the first `seen` events."""
+        events = self._events[seen:]
+        latest = self._round
+        return News([*events, *([latest] if latest is not None else [])], seen + len(events))
+
+    def interrupt(self) -> None:
+        """End the run after the round under way."""
+        self._interrupt.set()
+
+
+def launch(order: Order, address: str, interrupted: Callable[[], bool], *, debug: bool) -> Iterator[Event]:
+    """Run the order at an address, yielding what happens; the last event is Finished.
+
+    Args:
+        order: what to run.
+        address: "none" for this process, "local" for a Ray of its own, else what ray.init takes.
+        interrupted: asked again and again; once true, the run is ended in good order.
+        debug: whether to let Ray's messages through.
+
+    Raises:
+        UserError: the job, its data, the run directory or the address are at fault.
+        PoolError: the cluster failed or has too few workers.
+    """
+    if address == IN_PROCESS:
+        with one_thread():
+            yield from run(order, InProcessPool(order.job.workers.count), interrupted)
+        return
+    connect(address, order.job, debug=debug)
+    try:
+        yield from _follow(order, interrupted)
+    finally:
+        ray.shutdown()
+
+
+def connect(address: str, job: JobSpec, *, debug: bool) -> None:
+    """Start a local Ray or connect to a running one. Raises PoolError where that fails."""
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    options: dict[str, Any] = {
+        "address": address,
+        "log_to_driver": debug,
+        "logging_level": logging.INFO if debug else logging.CRITICAL,
+        "configure_logging": True,
+    }
+    if address == LOCAL:
+        # More workers than cores are slow, but what they compute is the same.
+        workers = ceil(job.workers.count * job.workers.cpus)
+        options |= {"num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": False}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RayError, RuntimeError, ValueError, OSError) as error:
+        raise PoolError(f"Ray at address '{address}' can't be reached: {first_line(error)}") from error
+    _protect_token()
+
+
+def _protect_token() -> None:
+    """Ray writes the token that opens a local cluster for all to read; close it to others."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() and token.stat().st_uid == os.getuid():
+        token.chmod(0o600)
+
+
+def _follow(order: Order, interrupted: Callable[[], bool]) -> Iterator[Event]:
+    actor: Any = ray.remote(CoordinatorActor).options(num_cpus=0, max_concurrency=4).remote()
+    ending = actor.run.remote(order)
+    seen, told = 0, False
+    ended = False
+    try:
+        while not ended:
+            done, _ = ray.wait([ending], timeout=POLL_SECONDS)
+            ended = bool(done)
+            if ended:
+                ray.get(ending)
+            news: News = ray.get(actor.news.remote(seen))
+            seen = news.seen
+            yield from news.events
+            if interrupted() and not told:
+                actor.interrupt.remote()
+                told = True
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError | PoolError):
+            raise error.cause from None
+        raise
+    except RayActorError as error:
+        raise PoolError(f"the coordinator was lost: {first_line(error)}") from error

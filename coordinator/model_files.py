@@ -1,0 +1,139 @@
+"""Weights and models on disk: safetensors and JSON, nothing that could run code when it is read."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from worker.arrays import Floats
+from worker.encoding import Encoding
+from worker.errors import DataError, JobError
+from worker.initial import initial_weights
+from worker.model import Layout, ModelSpec
+from worker.network import Network
+
+FORMAT: Final = 1
+LIBRARIES: Final = ("isograd", "numpy", "pyarrow", "ray", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """model.json: all that is needed, beside the weights, to score raw tables."""
+
+    format: int
+    model: ModelSpec
+    encoding: Encoding
+    feature_names: tuple[str, ...]
+    weights_digest: str
+    libraries: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model read back from a run directory."""
+
+    network: Network
+    encoding: Encoding
+    weights_P: Floats
+
+
+_ADAPTER = TypeAdapter(ModelDescription)
+
+
+def weights_digest(weights_P: Floats) -> str:
+    """Return the SHA-256, in hexadecimal, of the parameters' little-endian bytes in the order of the layout."""
+    return hashlib.sha256(weights_P.astype(weights_P.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, sync it and rename it: readers see the old file or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_model(folder: Path, model: ModelSpec, encoding: Encoding, layout: Layout, weights_P: Floats) -> None:
+    """Write model.safetensors and model.json into `folder`."""
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / "model.safetensors", save(layout.views(weights_P)))
+    description = ModelDescription(
+        format=FORMAT,
+        model=model,
+        encoding=encoding,
+        feature_names=tuple(encoding.columns.feature_names),
+        weights_digest=weights_digest(weights_P),
+        libraries={"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES},
+    )
+    write_atomically(folder / "model.json", _ADAPTER.dump_json(description, indent=2) + b"\n")
+
+
+def load_model(run_directory: Path) -> TrainedModel:
+    """Read a run's model. Raises DataError where it is missing, damaged or of another format."""
+    path = run_directory / "model" / "model.json"
+    try:
+        description = _ADAPTER.validate_json(path.read_bytes(), strict=True)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}; give the directory of a run that has ended") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise DataError(f"{path}: is damaged or from another version: {where or 'file'}: {fault['msg']}") from error
+    if description.format != FORMAT:
+        raise DataError(f"{path}: has format {description.format}; this isograd reads format {FORMAT}")
+    encoding = description.encoding
+    network = Network(description.model, len(encoding.columns.feature_names), encoding.outputs)
+    weights_P = read_weights(
+        path.with_name("model.safetensors"), network.layout, description.model.dtype, lambda problem: DataError(problem)
+    )
+    if weights_digest(weights_P) != description.weights_digest:
+        raise DataError(f"{path.with_name('model.safetensors')}: its weights are not those that {path.name} was written for")
+    return TrainedModel(network, encoding, weights_P)
+
+
+def starting_weights(model: ModelSpec, layout: Layout, seed: int) -> Floats:
+    """Return the parameters before the first round. Raises JobError where a file's do not fit the network."""
+    if model.initial_weights is None or not model.reads_initial_weights:
+        return initial_weights(model, layout, seed)
+    path = Path(model.initial_weights)
+    return read_weights(path, layout, model.dtype, lambda problem: JobError("model.initial_weights", problem))
+
+
+def read_weights(path: Path, layout: Layout, dtype: str, fault: Callable[[str], Exception]) -> Floats:
+    """Return the parameters (P,) of a safetensors file, raising `fault(problem)` where they don't fit the layout."""
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise fault(f"{path}: can't be read as safetensors: {reason}") from error
+    wanted = {slot.name: slot.shape for slot in layout.slots}
+    if set(arrays) != set(wanted):
+        missing, extra = sorted(set(wanted) - set(arrays)), sorted(set(arrays) - set(wanted))
+        what = f"lacks '{missing[0]}'" if missing else f"has '{extra[0]}', which the network has not"
+        raise fault(f"{path}: {what}; the network has {', '.join(wanted)}")
+    flat_P = np.empty(layout.size, dtype)
+    for name, view in layout.views(flat_P).items():
+        if arrays[name].shape != view.shape:
+            raise fault(f"{path}: {name} has shape {_shape(arrays[name].shape)}, but the network needs {_shape(view.shape)}")
+        view[...] = arrays[name]
+        if not np.isfinite(view).all():
+            raise fault(f"{path}: {name} has entries that are not finite {dtype} numbers")
+    return flat_P
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))

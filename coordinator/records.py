@@ -1,0 +1,172 @@
+"""What a run tells of itself: errors, the line of an epoch, the summary, and the events that carry them."""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from worker.network import ErrorSums
+
+Status = Literal["completed", "diverged", "failed", "interrupted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """Errors of a split.
+
+    Attributes:
+        loss: mean over rows of the loss, which is summed over outputs; penalties left out.
+        mean_absolute_error: over rows and outputs.
+        mean_squared_error: over rows and outputs.
+        error_rate: share of the rows classified wrongly; None for regressions.
+    """
+
+    loss: float
+    mean_absolute_error: float
+    mean_squared_error: float
+    error_rate: float | None
+
+    @classmethod
+    def of(cls, sums: ErrorSums) -> Self:
+        """Divide, once, the sums over all rows."""
+        entries = sums.rows * sums.outputs
+        return cls(
+            loss=sums.loss / sums.rows,
+            mean_absolute_error=sums.absolute / entries,
+            mean_squared_error=sums.squared / entries,
+            error_rate=None if sums.wrong is None else sums.wrong / sums.rows,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One line of history.jsonl.
+
+    Attributes:
+        epoch: from 1; the last one may have been cut short.
+        round: rounds of the run so far.
+        rows: rows trained in this epoch.
+        train: over the epoch's rounds, each row by the weights that its round began with.
+        validation: by the weights at the end of the epoch; None without validation.
+        learning_rate: of the epoch's last round.
+        gradient_norm: of the epoch's last round, before clipping.
+        seconds: of training since the run's first round.
+        rows_per_second: in the epoch's rounds.
+    """
+
+    epoch: int
+    round: int
+    rows: int
+    train: Errors
+    validation: Errors | None
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+    rows_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Durations of a run: from the command to its first round, of training, and altogether."""
+
+    startup: float
+    training: float
+    total: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Percentiles:
+    """Median and 99th percentile."""
+
+    p50: float
+    p99: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """summary.json.
+
+    Attributes:
+        run: name of the run directory.
+        status: how the run ended.
+        stop_reason: the criterion that ended it, or what went wrong.
+        epochs: complete epochs.
+        rounds: rounds.
+        rows_trained: rows counted in committed rounds.
+        rows_expected: rows that the plan has for those rounds.
+        parameters: weights and biases.
+        workers: workers at the end.
+        worker_failures: workers lost.
+        kept_epoch: the epoch whose weights were kept; None where no epoch was completed.
+        weights_digest: SHA-256 of the final weights.
+        seconds: durations.
+        rows_per_second: in rounds, the first epoch left out where there are several.
+        round_seconds: duration of a round.
+        train: errors of the kept epoch; None where no epoch was completed.
+        validation: likewise.
+        fingerprint: what the bits depend on beside the job.
+    """
+
+    run: str
+    status: Status
+    stop_reason: str
+    epochs: int
+    rounds: int
+    rows_trained: int
+    rows_expected: int
+    parameters: int
+    workers: int
+    worker_failures: int
+    kept_epoch: int | None
+    weights_digest: str
+    seconds: Seconds
+    rows_per_second: float
+    round_seconds: Percentiles
+    train: Errors | None
+    validation: Errors | None
+    fingerprint: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The plan is made and the first round about to begin. `most_rounds` is None where nothing limits them."""
+
+    run: str
+    directory: str
+    rows: int
+    validation_rows: int
+    inputs: int
+    outputs: int
+    parameters: int
+    shards: int
+    workers: int
+    rounds_per_epoch: int
+    most_rounds: int | None
+    metrics_url: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundDone:
+    """A round was committed. `round` counts from 1, `loss` is the mean over its rows, `seconds` its duration."""
+
+    round: int
+    rows: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochDone:
+    """An epoch is over."""
+
+    record: EpochRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The run is over and its directory complete."""
+
+    summary: Summary
+
+
+Event = Started | RoundDone | EpochDone | Finished

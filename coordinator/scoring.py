@@ -1,0 +1,185 @@
+"""A trained model at work on tables: errors where there are labels, predictions where there are none."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coordinator.model_files import TrainedModel
+from coordinator.records import Errors
+from worker.arrays import Floats
+from worker.data import Column, require_columns
+from worker.encoding import Label
+from worker.errors import DataError, UserError
+from worker.network import ErrorSums, decide
+from worker.shard import EVALUATION_ROWS, fill_targets
+from worker.sources import Source, count_rows, iterate, open_source
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """One row for a person to look at; numbers as Python values, several of a kind as lists."""
+
+    inputs: list[float]
+    desired: Label | float | list[float]
+    output: Label | float | list[float]
+    absolute_error: float
+    squared_error: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Errors over a dataset, with its first rows if any were asked for; errors of a row are means over outputs."""
+
+    rows: int
+    errors: Errors
+    table: list[ScoredRow]
+
+
+def evaluate(model: TrainedModel, data: str, table: int = 0) -> Evaluation:
+    """Return the model's errors over a labelled dataset.
+
+    Raises:
+        UserError: the data can't be read or does not fit the model.
+    """
+    columns = model.encoding.columns
+    source = _open(model, data, columns.features + columns.labels)
+    rows: list[ScoredRow] = []
+    sums: ErrorSums | None = None
+    for chunk in _chunks(model, source, columns.needed, labelled=True):
+        part = model.network.errors(model.weights_P, chunk.x_BI, chunk.t_BO)
+        sums = part if sums is None else sums + part
+        if len(rows) < table:
+            rows.extend(_scored_rows(model, chunk)[: table - len(rows)])
+    assert sums is not None, "an opened dataset has rows"
+    return Evaluation(sums.rows, Errors.of(sums), rows)
+
+
+def predict(model: TrainedModel, data: str, output: Path) -> int:
+    """Write predictions for a dataset as Parquet, in the order of its rows, and return how many there are.
+
+    Beside what the model says stand the columns that are none of its features, so that identifiers carry over:
+    `prediction` (class or value; `prediction_NAME` where there are several) and for classes `probability_CLASS`.
+
+    Raises:
+        UserError: the data can't be read or does not fit the model, or the output can't be written.
+    """
+    features = model.encoding.columns.features
+    source = _open(model, data, features)
+    if any(output.exists() and os.path.samefile(file.path, output) for file in source.files):
+        raise UserError(f"--output: {output} is the data itself; give another file")
+    used = {column.name for column in features}
+    carried = [name for name in source.schema.names if name not in used]
+    wanted = [column.name for column in features] + carried
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with _Writer(temporary) as writer:
+            for chunk in _chunks(model, source, wanted, labelled=False):
+                scored = _predictions(model, model.network.predict(model.weights_P, chunk.x_BI))
+                doubled = set(carried) & set(scored)
+                if doubled:
+                    raise DataError(f"{source.files[0].path}: its column '{doubled.pop()}' would be doubled; rename it")
+                kept = {name: chunk.table.column(name) for name in carried}
+                writer.write(pa.table(kept | scored))
+        temporary.replace(output)
+    except OSError as error:
+        raise UserError(
+            f"--output: {output} can't be written: {error.strerror}; give a file in a folder that exists"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return source.rows
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    table: pa.Table
+    x_BI: Floats
+    t_BO: Floats
+
+
+class _Writer:
+    """A Parquet file whose schema is that of the first table written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        if self._file is None:
+            self._file = pq.ParquetWriter(self._path, table.schema)
+        self._file.write_table(table)
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _open(model: TrainedModel, data: str, wanted: tuple[Column, ...]) -> Source:
+    """Open and count a dataset that has these columns of the model's."""
+    source = open_source(data, "--data")
+    require_columns(source, wanted)
+    classes = model.encoding.columns.labels if model.encoding.classes is not None else ()
+    source = source.with_numbers(column.name for column in wanted if column not in classes)
+    source = source.counted({path: count_rows(path) for path in source.uncounted})
+    if source.rows == 0:
+        raise DataError(f"{data}: has no rows; at least one is needed")
+    return source
+
+
+def _chunks(model: TrainedModel, source: Source, columns: list[str], *, labelled: bool) -> Iterator[_Chunk]:
+    """Yield the dataset encoded, a fixed number of rows at a time, whatever its batches."""
+    encoding, dtype = model.encoding, model.network.spec.dtype
+    place = 0
+    for batch in iterate(source, columns):
+        for first in range(0, batch.num_rows, EVALUATION_ROWS):
+            table = batch.slice(first, EVALUATION_ROWS)
+            where = partial(_where, source, place)
+            t_BO = np.empty((table.num_rows, encoding.outputs if labelled else 0), dtype)
+            if labelled:
+                places_B = np.arange(table.num_rows)
+                fill_targets(encoding.targets(table, where, dtype), places_B, t_BO, places_B)
+            yield _Chunk(table, encoding.features(table, where, dtype), t_BO)
+            place += table.num_rows
+
+
+def _where(source: Source, place: int, row: int) -> str:
+    return source.where(place + row)
+
+
+def _scored_rows(model: TrainedModel, chunk: _Chunk) -> list[ScoredRow]:
+    a_BO = model.network.predict(model.weights_P, chunk.x_BI)
+    error_BO = np.abs(a_BO - chunk.t_BO)
+    desired, output = _readable(model, chunk.t_BO), _readable(model, a_BO)
+    absolute, squared = error_BO.mean(axis=1), np.square(error_BO).mean(axis=1)
+    columns = zip(chunk.x_BI.tolist(), desired, output, absolute.tolist(), squared.tolist(), strict=True)
+    return [ScoredRow(*row) for row in columns]
+
+
+def _readable(model: TrainedModel, values_BO: Floats) -> list[Label | float | list[float]]:
+    classes = model.encoding.classes
+    if classes is not None:
+        return [classes[number] for number in decide(values_BO)]
+    return [row[0] if len(row) == 1 else row for row in values_BO.tolist()]
+
+
+def _predictions(model: TrainedModel, a_BO: Floats) -> dict[str, pa.Array]:
+    classes = model.encoding.classes
+    if classes is None:
+        names = model.encoding.columns.label_names
+        if len(names) == 1:
+            return {"prediction": pa.array(a_BO[:, 0].copy())}
+        return {f"prediction_{name}": pa.array(a_BO[:, place].copy()) for place, name in enumerate(names)}
+    chosen = pa.array(classes).take(pa.array(decide(a_BO)))
+    probabilities = np.hstack([1.0 - a_BO, a_BO]) if a_BO.shape[1] == 1 else a_BO
+    return {"prediction": chosen} | {
+        f"probability_{label}": pa.array(probabilities[:, place].copy()) for place, label in enumerate(classes)
+    }

@@ -1,0 +1,1 @@
+"""What one worker does: read its rows, run the network forward and backward."""

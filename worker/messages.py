@@ -1,0 +1,86 @@
+"""What a worker is asked and what it answers: frozen, picklable, and silent about who asks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from worker.data import Columns, Scale
+from worker.encoding import Encoding, Scan
+from worker.model import ModelSpec
+from worker.network import ErrorSums, GradientSum
+from worker.sharding import ShardPlan
+from worker.sources import Source
+from worker.tree import Node
+
+Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What every worker of a run must know; the same for all of them.
+
+    Attributes:
+        model: the network.
+        columns: what to read of a row.
+        scale: which statistics a scan takes.
+        plan: the rows of `train` over shards and rounds.
+        train: the training dataset, with rows that `plan` may hold out.
+        validation: a validation dataset of its own, cut into as many shards; None where there is none.
+    """
+
+    model: ModelSpec
+    columns: Columns
+    scale: Scale
+    plan: ShardPlan
+    train: Source
+    validation: Source | None
+
+
+@dataclass(frozen=True)
+class CountRows:
+    """Count the rows of these CSV files. Answer: their counts, by path."""
+
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScanShards:
+    """Read these shards and say what the encoding must know of their training rows. Answer: a Scan a shard."""
+
+    setup: Setup
+    shards: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PrepareShards:
+    """Hold these shards, encoded, ready for rounds; let go of any other. Answer: nothing."""
+
+    setup: Setup
+    shards: tuple[int, ...]
+    encoding: Encoding
+
+
+@dataclass(frozen=True)
+class ComputeGradients:
+    """Compute the round's slices of these shards. Answer: gradient sums over the maximal nodes they make up.
+
+    `round` counts from the start of the run.
+    """
+
+    round: int
+    shards: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Sum the errors over these shards' rows of a split. Answer: error sums over the maximal nodes they make up."""
+
+    split: Split
+    shards: tuple[int, ...]
+
+
+Task = CountRows | ScanShards | PrepareShards | ComputeGradients | Evaluate
+RowCounts = dict[str, int]
+Scans = dict[int, Scan]
+GradientSums = dict[Node, GradientSum | None]
+ErrorSumsByNode = dict[Node, ErrorSums | None]
+Answer = RowCounts | Scans | GradientSums | ErrorSumsByNode | None

@@ -1,0 +1,90 @@
+"""Which rows belong to which shard, slice and split: pure arithmetic that never looks at the workers."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from worker.arrays import Integers
+from worker.streams import Purpose, stream
+
+
+def part_sizes(rows: int, parts: int) -> list[int]:
+    """Cut `rows` into `parts` sizes that are equal to within one row, the longer ones first."""
+    size, longer = divmod(rows, parts)
+    return [size + (part < longer) for part in range(parts)]
+
+
+def shard_ranges(rows: int, shards: int) -> list[tuple[int, int]]:
+    """Cut row positions 0..rows-1 into contiguous half-open ranges, one a shard."""
+    stops = np.cumsum([0, *part_sizes(rows, shards)]).tolist()
+    return list(pairwise(stops))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """The rows of a training dataset laid out over shards, rounds and epochs.
+
+    Attributes:
+        rows: rows of the dataset, validation rows included.
+        validation_rows: how many of them are held out for validation.
+        shards: number of shards, S. The number of workers appears nowhere.
+        batch_size: rows of a global batch, at most.
+        seed: the job's seed.
+    """
+
+    rows: int
+    validation_rows: int
+    shards: int
+    batch_size: int
+    seed: int
+
+    @property
+    def training_rows(self) -> int:
+        """Rows that count once an epoch, N."""
+        return self.rows - self.validation_rows
+
+    @property
+    def rounds_per_epoch(self) -> int:
+        """T = ceil(N / B)."""
+        return -(-self.training_rows // self.batch_size)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """Return the half-open range of dataset positions that the shard covers."""
+        return shard_ranges(self.rows, self.shards)[shard]
+
+    def shard_training_rows(self, shard: int) -> int:
+        """Return how many rows of the shard are trained on; equal over shards to within one."""
+        return part_sizes(self.training_rows, self.shards)[shard]
+
+    def split(self, shard: int) -> tuple[Integers, Integers]:
+        """Return the shard's (training, validation) rows as ascending positions within the shard.
+
+        Which rows are held out is drawn from (seed, shard).
+        """
+        start, stop = self.shard_range(shard)
+        rows = stop - start
+        training = self.shard_training_rows(shard)
+        if training == rows:
+            return np.arange(rows), np.arange(0)
+        order = stream(self.seed, Purpose.VALIDATION_ROWS, shard).permutation(rows)
+        return np.sort(order[:training]), np.sort(order[training:])
+
+    def permutation(self, epoch: int, shard: int) -> Integers:
+        """Return the order in which the shard's training rows are used in this epoch (0-based)."""
+        rows = self.shard_training_rows(shard)
+        return stream(self.seed, Purpose.PERMUTATION, epoch, shard).permutation(rows)
+
+    def slice_range(self, round_in_epoch: int, shard: int) -> tuple[int, int]:
+        """Return the half-open range of the shard's permutation that this round uses.
+
+        Row j of shard s's permutation has place j·S + s, and round t takes the places from floor(t·N/T) to
+        floor((t+1)·N/T), so each row is used exactly once an epoch and rounds differ by at most one row.
+        """
+        first = round_in_epoch * self.training_rows // self.rounds_per_epoch
+        last = (round_in_epoch + 1) * self.training_rows // self.rounds_per_epoch
+
+        def rows_before(place: int) -> int:
+            return max(0, -(-(place - shard) // self.shards))
+
+        return rows_before(first), rows_before(last)
