@@ -235,3 +235,7 @@ def _new_run_directory(job: JobSpec) -> Path:
 def _short(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,8 +14,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.ray_pool import RayPool, first_line
-from coordinator.job import JobSpec
-from coordinator.pool import InProcessPool, PoolError
+from coordinator.pool import InProcessPool, PoolError, WorkersSpec
 from coordinator.records import Event, RoundDone
 from coordinator.run import Order, run
 from worker.blas import one_thread
@@ -34,10 +34,10 @@ RAY_SETTINGS: Final = {
 
 @dataclass(frozen=True)
 class News:
-    """What happened since the last look: events in order, rounds left out but for the latest."""
+    """What happened since the last look: the events but for rounds, in order, and the latest round."""
 
     events: list[Event]
-    seen: int
+    latest: RoundDone | None
 
 
 class CoordinatorActor:
@@ -64,9 +64,7 @@ class CoordinatorActor:
 
     def news(self, seen: int) -> News:
         """Return what happened after the first `seen` events."""
-        events = self._events[seen:]
-        latest = self._round
-        return News([*events, *([latest] if latest is not None else [])], seen + len(events))
+        return News(self._events[seen:], self._round)
 
     def interrupt(self) -> None:
         """End the run after the round under way."""
@@ -90,14 +88,14 @@ def launch(order: Order, address: str, interrupted: Callable[[], bool], *, debug
         with one_thread():
             yield from run(order, InProcessPool(order.job.workers.count), interrupted)
         return
-    connect(address, order.job, debug=debug)
+    connect(address, order.job.workers, debug=debug)
     try:
-        yield from _follow(order, interrupted)
+        yield from follow(order, interrupted)
     finally:
         ray.shutdown()
 
 
-def connect(address: str, job: JobSpec, *, debug: bool) -> None:
+def connect(address: str, workers: WorkersSpec, *, debug: bool) -> None:
     """Start a local Ray or connect to a running one. Raises PoolError where that fails."""
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -109,10 +107,12 @@ def connect(address: str, job: JobSpec, *, debug: bool) -> None:
     }
     if address == LOCAL:
         # More workers than cores are slow, but what they compute is the same.
-        workers = ceil(job.workers.count * job.workers.cpus)
-        options |= {"num_cpus": max(os.cpu_count() or 1, workers), "include_dashboard": False}
+        needed = ceil(workers.count * workers.cpus)
+        options |= {"num_cpus": max(os.cpu_count() or 1, needed), "include_dashboard": False}
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # which ray.init replaces
     try:
         ray.init(**options)
+        signal.signal(signal.SIGTERM, on_sigterm)
     except (ConnectionError, RayError, RuntimeError, ValueError, OSError) as error:
         raise PoolError(f"Ray at address '{address}' can't be reached: {first_line(error)}") from error
     _protect_token()
@@ -125,11 +125,11 @@ def _protect_token() -> None:
         token.chmod(0o600)
 
 
-def _follow(order: Order, interrupted: Callable[[], bool]) -> Iterator[Event]:
+def follow(order: Order, interrupted: Callable[[], bool]) -> Iterator[Event]:
+    """Have a coordinator actor of the connected cluster run the order; see `launch`."""
     actor: Any = ray.remote(CoordinatorActor).options(num_cpus=0, max_concurrency=4).remote()
     ending = actor.run.remote(order)
-    seen, told = 0, False
-    ended = False
+    seen, told, ended = 0, False, False
     try:
         while not ended:
             done, _ = ray.wait([ending], timeout=POLL_SECONDS)
@@ -137,8 +137,10 @@ def _follow(order: Order, interrupted: Callable[[], bool]) -> Iterator[Event]:
             if ended:
                 ray.get(ending)
             news: News = ray.get(actor.news.remote(seen))
-            seen = news.seen
+            seen += len(news.events)
             yield from news.events
+            if news.latest is not None and not ended:
+                yield news.latest
             if interrupted() and not told:
                 actor.interrupt.remote()
                 told = True

@@ -15,8 +15,9 @@ from coordinator.model_files import save_model, starting_weights, weights_digest
 from coordinator.pool import Crew, Pool
 from coordinator.preparation import Inspection, fit_encoding, inspect, make_plan, make_setup
 from coordinator.records import EpochDone, Event, Finished, Percentiles, RoundDone, Seconds, Started, Summary
-from coordinator.run_directory import RunDirectory
+from coordinator.run_directory import RunDirectory, check
 from coordinator.training import Outcome, Training
+from worker.arrays import Floats
 from worker.blas import fingerprint
 from worker.encoding import Encoding, Scan
 from worker.messages import PrepareShards, RowCounts, Setup
@@ -48,12 +49,15 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
         PoolError: the workers can't go on.
     """
     job, name = order.job, order.directory.name
+    check(order.directory)
     inspection = inspect(job)
-    directory = RunDirectory(order.directory, dump_job(job))
     metrics = Metrics(name)
     server = None if job.metrics is None else MetricsServer(job.metrics, name, metrics.registry)
     try:
-        for event in _train(order, inspection, pool, directory, server.url if server else None, interrupted):
+        prepared = _prepare(job, inspection, pool)
+        # Made only now, so that a run that can't begin leaves nothing behind.
+        directory = RunDirectory(order.directory, dump_job(job))
+        for event in _train(order, prepared, directory, server.url if server else None, interrupted):
             metrics.observe(event)
             if isinstance(event, EpochDone):
                 directory.append(event.record)
@@ -65,31 +69,40 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
             server.stop()
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """All that is settled before the first round."""
+
+    setup: Setup
+    encoding: Encoding
+    crew: Crew
+    layout: Layout
+    weights_P: Floats
+    workers: int
+
+
 def _train(
     order: Order,
-    inspection: Inspection,
-    pool: Pool,
+    prepared: _Prepared,
     directory: RunDirectory,
     metrics_url: str | None,
     interrupted: Callable[[], bool],
 ) -> Iterator[Event]:
-    job = order.job
-    setup, encoding, crew = _prepare(job, inspection, pool)
-    layout = Network(job.model, len(setup.columns.feature_names), encoding.outputs).layout
-    training = Training(job, setup, crew, layout, starting_weights(job.model, layout, job.job.seed))
-    yield _started(order, setup, encoding, layout, len(pool.workers), metrics_url)
-    clock = _Clock(order.began, setup.plan)
+    job, layout = order.job, prepared.layout
+    training = Training(job, prepared.setup, prepared.crew, layout, prepared.weights_P)
+    yield _started(order, prepared, metrics_url)
+    clock = _Clock(order.began, prepared.setup.plan)
     for event in training.events(interrupted):
         clock.observe(event)
         yield event
     outcome = training.outcome
-    save_model(directory.model, job.model, encoding, layout, outcome.weights_P)
-    summary = clock.summary(order.directory.name, outcome, layout.size, len(pool.workers))
+    save_model(directory.model, job.model, prepared.encoding, layout, outcome.weights_P)
+    summary = clock.summary(order.directory.name, outcome, layout.size, prepared.workers)
     directory.finish(summary)
     yield Finished(summary=summary)
 
 
-def _prepare(job: JobSpec, inspection: Inspection, pool: Pool) -> tuple[Setup, Encoding, Crew]:
+def _prepare(job: JobSpec, inspection: Inspection, pool: Pool) -> _Prepared:
     crew = Crew(pool, job.data.shards)
     if inspection.uncounted is not None:
         inspection = inspection.counted(cast(RowCounts, crew.ask_one(inspection.uncounted)))
@@ -98,24 +111,24 @@ def _prepare(job: JobSpec, inspection: Inspection, pool: Pool) -> tuple[Setup, E
         setup,
         lambda task: {shard: scan for answer in crew.ask(task) for shard, scan in cast(dict[int, Scan], answer).items()},
     )
+    layout = Network(job.model, len(setup.columns.feature_names), encoding.outputs).layout
+    weights_P = starting_weights(job.model, layout, job.job.seed)
     crew.ask(lambda shards: PrepareShards(setup, shards, encoding))
-    return setup, encoding, crew
+    return _Prepared(setup, encoding, crew, layout, weights_P, len(pool.workers))
 
 
-def _started(
-    order: Order, setup: Setup, encoding: Encoding, layout: Layout, workers: int, metrics_url: str | None
-) -> Started:
-    plan = setup.plan
+def _started(order: Order, prepared: _Prepared, metrics_url: str | None) -> Started:
+    setup, plan = prepared.setup, prepared.setup.plan
     return Started(
         run=order.directory.name,
         directory=str(order.directory),
         rows=plan.training_rows,
         validation_rows=plan.validation_rows if setup.validation is None else setup.validation.rows,
-        inputs=layout.sizes[0],
-        outputs=encoding.outputs,
-        parameters=layout.size,
+        inputs=prepared.layout.sizes[0],
+        outputs=prepared.encoding.outputs,
+        parameters=prepared.layout.size,
         shards=plan.shards,
-        workers=workers,
+        workers=prepared.workers,
         rounds_per_epoch=plan.rounds_per_epoch,
         most_rounds=order.job.training.most_rounds(plan.rounds_per_epoch),
         metrics_url=metrics_url,

@@ -26,7 +26,6 @@ class RunDirectory:
             # Exclusive creation: of two runs that race for a directory, one gets it.
             with (path / "job.toml").open("x", encoding="utf-8") as file:
                 file.write(job)
-            self._history = (path / "history.jsonl").open("a", encoding="utf-8")
         except FileExistsError as error:
             raise _in_use(path) from error
         except OSError as error:
@@ -39,12 +38,11 @@ class RunDirectory:
 
     def append(self, record: EpochRecord) -> None:
         """Add a line to history.jsonl."""
-        self._history.write(json.dumps(asdict(record), allow_nan=False) + "\n")
-        self._history.flush()
+        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record), allow_nan=False) + "\n")
 
     def finish(self, summary: Summary) -> None:
         """Write summary.json, the last file of a run."""
-        self._history.close()
         content = json.dumps(asdict(summary), indent=2, allow_nan=False, ensure_ascii=False)
         write_atomically(self.path / "summary.json", content.encode() + b"\n")
 

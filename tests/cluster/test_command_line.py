@@ -1,0 +1,159 @@
+"""The commands as a user calls them, without Ray where Ray makes no difference."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from cluster.cli import main
+from coordinator.job import JobSpec
+
+Jobs = Callable[..., JobSpec]
+
+
+def call(*arguments: object) -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def train(tmp_path: Path, *more: object) -> Result:
+    return call("train", tmp_path / "job.toml", "--run-dir", tmp_path / "run", "--address", "none", *more)
+
+
+@pytest.fixture
+def trained(small_job: Jobs, tmp_path: Path) -> Path:
+    small_job({})
+    result = train(tmp_path)
+    assert result.exit_code == 0, result.output
+    return tmp_path / "run"
+
+
+def test_help_names_every_command() -> None:
+    output = call("--help").output
+    for command in ("train", "check", "evaluate", "predict"):
+        assert command in output
+        assert "Usage" in call(command, "--help").output
+
+
+def test_train_prints_a_line_an_epoch_and_a_closing_table(small_job: Jobs, tmp_path: Path) -> None:
+    small_job({})
+    output = train(tmp_path).output
+    assert "small" not in output.splitlines()[0] or "run:" in output
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("epoch ")] == ["1/3", "2/3", "3/3"]
+    digest = json.loads((tmp_path / "run" / "summary.json").read_text())["weights_digest"]
+    assert digest in output
+
+
+def test_set_and_workers_override_the_file(small_job: Jobs, tmp_path: Path) -> None:
+    small_job({})
+    result = train(tmp_path, "--workers", 3, "--set", "training.epochs=1", "--set", "model.activation=tanh")
+    assert result.exit_code == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["workers"], summary["epochs"]) == (3, 1)
+    assert 'activation = "tanh"' in (tmp_path / "run" / "job.toml").read_text()
+
+
+def test_the_resolved_job_trains_to_the_same_weights(trained: Path, tmp_path: Path) -> None:
+    result = call("train", trained / "job.toml", "--run-dir", tmp_path / "again", "--address", "none")
+    assert result.exit_code == 0
+    first, second = (json.loads((run / "summary.json").read_text()) for run in (trained, tmp_path / "again"))
+    assert first["weights_digest"] == second["weights_digest"]
+
+
+def test_check_prints_the_plan_and_writes_nothing(small_job: Jobs, tmp_path: Path) -> None:
+    small_job({})
+    before = sorted(tmp_path.iterdir())
+    result = call("check", tmp_path / "job.toml", "--set", "training.batch_size=50")
+    assert result.exit_code == 0
+    for fact in ("240 to train, 60 to validate", "3 classes", "4-8-3: 67 parameters", "5 rounds an epoch, at most 15"):
+        assert fact in result.output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_evaluate_repeats_the_errors_and_shows_rows(trained: Path, tmp_path: Path) -> None:
+    result = call("evaluate", trained, "--data", tmp_path / "rows.parquet", "--table", 2)
+    assert result.exit_code == 0
+    for heading in ("Input", "Desired", "Model output", "Absolute error", "Square error", "300 rows"):
+        assert heading in result.output
+
+
+def test_predict_keeps_the_order_and_the_other_columns(trained: Path, tmp_path: Path) -> None:
+    result = call("predict", trained, "--data", tmp_path / "rows.parquet", "--output", tmp_path / "out.parquet")
+    assert result.exit_code == 0
+    table, given = pq.read_table(tmp_path / "out.parquet"), pq.read_table(tmp_path / "rows.parquet")
+    assert table.column_names == ["kind", "prediction", "probability_a", "probability_b", "probability_c"]
+    assert table.column("kind").equals(given.column("kind"))
+    right = sum(
+        a == b for a, b in zip(table.column("kind").to_pylist(), table.column("prediction").to_pylist(), strict=True)
+    )
+    assert right > 100
+
+
+def test_predict_never_overwrites_its_data(trained: Path, tmp_path: Path) -> None:
+    before = (tmp_path / "rows.parquet").read_bytes()
+    result = call("predict", trained, "--data", tmp_path / "rows.parquet", "--output", tmp_path / "rows.parquet")
+    assert result.exit_code == 2
+    assert (tmp_path / "rows.parquet").read_bytes() == before
+
+
+BAD_ARGUMENTS: list[tuple[str, list[str], str]] = [
+    ("missing data", ["--set", "data.train=nowhere.parquet"], "data.train: no such file or folder"),
+    ("unknown column", ["--set", "data.label=knd"], "did you mean 'kind'?"),
+    ("unknown key", ["--set", "model.hiden=[3]"], "did you mean 'hidden'?"),
+    ("wrong type", ["--set", "training.epochs=soon"], "training.epochs: must be a whole number"),
+    ("too many shards", ["--set", "data.shards=500"], "can't fill 500 shards"),
+    ("too many workers", ["--workers", "7"], "7 workers can't share 6 shards"),
+    (
+        "float label",
+        ["--set", "data.label=x0", "--set", "data.features=['x1']"],
+        "floating-point numbers, which are no class labels",
+    ),
+    ("unwritable directory", ["--run-dir", "/dev/null/run"], "can't be written"),
+    ("no form", ["--set", "epochs"], "section.key=value"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [case[1:] for case in BAD_ARGUMENTS], ids=[case[0] for case in BAD_ARGUMENTS]
+)
+def test_the_users_mistakes_end_with_exit_2_and_one_sentence(
+    small_job: Jobs, tmp_path: Path, options: list[str], expected: str
+) -> None:
+    small_job({})
+    result = train(tmp_path, *options)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert expected in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_directory_in_use_is_refused_and_left_alone(trained: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    result = train(tmp_path)
+    assert result.exit_code == 2
+    assert "holds a run already" in result.stderr
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_a_diverging_run_exits_with_3_and_keeps_finite_weights(small_job: Jobs, tmp_path: Path) -> None:
+    small_job({})
+    result = train(tmp_path, "--set", "optimizer.name=sgd", "--set", "optimizer.learning_rate=1e30")
+    assert result.exit_code == 3
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "diverged"
+
+
+def test_evaluate_names_a_column_that_the_data_lacks(trained: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x0": [1.0]}), tmp_path / "other.parquet")
+    result = call("evaluate", trained, "--data", tmp_path / "other.parquet")
+    assert result.exit_code == 2
+    assert "has no column 'x1'" in result.stderr
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    result = call("evaluate", tmp_path, "--data", tmp_path)
+    assert result.exit_code == 2
+    assert "model.json: can't be read" in result.stderr

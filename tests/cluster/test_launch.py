@@ -1,0 +1,72 @@
+"""Runs on a real Ray: the bits, errors that cross processes, and interruption."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from time import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.launch import IN_PROCESS, follow, launch
+from coordinator.job import JobSpec
+from coordinator.pool import PoolError
+from coordinator.records import EpochDone, Event, Finished, Started, Summary
+from coordinator.run import Order
+from worker.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+Jobs = Callable[..., JobSpec]
+
+
+def summary_of(events: list[Event]) -> Summary:
+    last = events[-1]
+    assert isinstance(last, Finished)
+    return last.summary
+
+
+def train(job: JobSpec, directory: Path) -> list[Event]:
+    return list(follow(Order(job, directory, time()), lambda: False))
+
+
+def test_any_number_of_workers_gives_the_bits_of_this_process(small_job: Jobs, tmp_path: Path) -> None:
+    here = Order(small_job({}), tmp_path / "here", time())
+    expected = summary_of(list(launch(here, IN_PROCESS, lambda: False, debug=False)))
+    for count in (1, 2, 3):
+        found = summary_of(train(small_job({"workers.count": count}), tmp_path / f"run{count}"))
+        assert found.weights_digest == expected.weights_digest
+        assert (found.train, found.validation) == (expected.train, expected.validation)
+        assert found.workers == count
+
+
+def test_events_arrive_in_order_and_once(small_job: Jobs, tmp_path: Path) -> None:
+    events = train(small_job({}), tmp_path / "run")
+    assert isinstance(events[0], Started)
+    assert [event.record.epoch for event in events if isinstance(event, EpochDone)] == [1, 2, 3]
+    assert sum(isinstance(event, Finished) for event in events) == 1
+
+
+def test_an_error_of_a_worker_keeps_its_words(small_job: Jobs, tmp_path: Path) -> None:
+    job = small_job({})
+    table = pq.read_table(job.data.train)
+    holes = [None if row == 200 else float(row) for row in range(table.num_rows)]
+    pq.write_table(table.set_column(0, "x0", pa.array(holes, pa.float32())), job.data.train)
+    with pytest.raises(DataError, match=re.escape(f"{job.data.train}: row 201, column 'x0'")):
+        train(job, tmp_path / "run")
+
+
+def test_workers_that_the_cluster_can_not_place_are_named(small_job: Jobs, tmp_path: Path) -> None:
+    job = small_job({"workers.count": 3, "workers.cpus": 2.0, "workers.wait_seconds": 3.0})
+    with pytest.raises(PoolError, match=r"placed 2 of 3 workers of 2 CPUs"):
+        train(job, tmp_path / "run")
+
+
+def test_an_interrupted_run_ends_in_good_order(small_job: Jobs, tmp_path: Path) -> None:
+    seen: list[Event] = []
+    job = small_job({"training.epochs": 100_000})
+    seen.extend(follow(Order(job, tmp_path / "run", time()), lambda: any(isinstance(e, EpochDone) for e in seen)))
+    summary = summary_of(seen)
+    assert summary.status == "interrupted"
+    assert summary.rows_trained == summary.rows_expected
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
