@@ -1,5 +1,6 @@
 """The command line: options in, tables and exit codes out."""
 
+import re
 import signal
 import sys
 import threading
@@ -16,18 +17,26 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.display import Display, ProgressKind, error_table, make_display, plan_table, print_summary, rows_table
+from cluster.display import (
+    Display,
+    ProgressKind,
+    describe_trial,
+    error_table,
+    make_display,
+    plan_table,
+    print_summary,
+    rows_table,
+)
 from coordinator.check import check_job
+from coordinator.dispatch import PoolError
 from coordinator.job import JobSpec, load_job, parse_override
 from coordinator.model_files import load_model
-from coordinator.pool import PoolError
 from coordinator.records import Finished, Status, Summary
-from coordinator.run import Order
-from coordinator.run_directory import check as check_run_directory
+from coordinator.run import Order, check_directory
 from coordinator.scoring import evaluate as evaluate_model
 from coordinator.scoring import predict as predict_with_model
 from worker.blas import one_thread
-from worker.errors import UserError
+from worker.errors import JobError, UserError
 
 
 class Exit(IntEnum):
@@ -75,9 +84,14 @@ def main() -> None:
 
 @main.command()
 @JOB
-@click.option("--workers", type=int, metavar="N", help="Worker processes; the result does not depend on them.")
+@click.option(
+    "--workers",
+    metavar="N|MIN:MAX",
+    help="Worker processes: a number, or a range. The result does not depend on them.",
+)
 @SET
 @click.option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: runs/NAME-TIME.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, from its newest whole checkpoint.")
 @click.option(
     "--address",
     default="local",
@@ -95,22 +109,25 @@ def main() -> None:
 def train(
     *,
     job_file: Path,
-    workers: int | None,
+    workers: str | None,
     overrides: tuple[str, ...],
     run_dir: Path | None,
+    resume: bool,
     address: str,
     progress: ProgressKind,
     debug: bool,
 ) -> None:
     """Train the job; write weights, history and summary into a run directory.
 
-    Ctrl-C ends the run after the round under way and keeps the best weights; a second one ends it at once.
+    Ctrl-C ends the run after the round under way, with a checkpoint and the best weights; a second one ends it at once.
     """
     began = time()
     with exit_codes(debug=debug):
         job = _load(job_file, overrides, workers)
+        if resume and run_dir is None:
+            raise UserError("--resume: needs --run-dir, the directory of the run to go on with")
         directory = (run_dir or _new_run_directory(job)).absolute()
-        order = Order(job, directory, began)
+        order = Order(job, directory, began, resume)
         summary = _train(order, address, make_display(progress, Console()), debug=debug)
         print_summary(Console(), summary, _short(directory))
         code = STATUS_EXIT[summary.status]
@@ -125,7 +142,7 @@ def train(
 def check(*, job_file: Path, overrides: tuple[str, ...], debug: bool) -> None:
     """Validate the job and its data, and print the plan. Trains nothing."""
     with exit_codes(debug=debug):
-        job = _load(job_file, overrides, None)
+        job = _load(job_file, overrides)
         Console().print(plan_table(job, check_job(job)))
 
 
@@ -149,9 +166,7 @@ def evaluate(*, run_directory: Path, data: str, table: int, debug: bool) -> None
 @main.command()
 @RUN
 @DATA
-@click.option(
-    "--output", required=True, type=click.Path(path_type=Path), metavar="OUT.parquet", help="Parquet file to write."
-)
+@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="OUT.parquet", help="Parquet file to write.")
 @DEBUG
 def predict(*, run_directory: Path, data: str, output: Path, debug: bool) -> None:
     """Score a dataset with a run's model.
@@ -163,6 +178,36 @@ def predict(*, run_directory: Path, data: str, output: Path, debug: bool) -> Non
         Console().print(f"{rows:,} predictions written to {output}", highlight=False, soft_wrap=True)
 
 
+@main.command()
+@JOB
+@SET
+@click.option(
+    "--workers", "counts", default="1,2,4", show_default=True, metavar="N,N,…", help="Numbers of workers to train with."
+)
+@click.option("--kill", is_flag=True, help="For each number, train once more and kill a worker in the middle of a round.")
+@DEBUG
+def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: bool, debug: bool) -> None:
+    """Prove that the workers make no difference: train once for each number of them, and compare the digests.
+
+    The run directories are temporary. Exits with 0 only if all digests are equal.
+    """
+    from cluster.verify import parse_counts, verify_job
+
+    with exit_codes(debug=debug):
+        console, trials = Console(), []
+        for trial in verify_job(_load(job_file, overrides), parse_counts(counts), kill=kill, debug=debug):
+            console.print(describe_trial(trial), highlight=False, soft_wrap=True)
+            trials.append(trial)
+        digests = {trial.digest for trial in trials}
+        if len(digests) > 1:
+            raise MismatchError(f"{len(trials)} runs gave {len(digests)} different digests")
+        console.print(f"{len(trials)} runs, one digest: the workers make no difference", style="green", highlight=False)
+
+
+class MismatchError(Exception):
+    """Runs that should have given the same bits did not."""
+
+
 @contextmanager
 def exit_codes(*, debug: bool) -> Iterator[None]:
     """Turn errors into one sentence on stderr and an exit code."""
@@ -172,6 +217,8 @@ def exit_codes(*, debug: bool) -> Iterator[None]:
         _fail(str(error), Exit.USER, debug=debug)
     except PoolError as error:
         _fail(str(error), Exit.WORKERS, debug=debug)
+    except MismatchError as error:
+        _fail(str(error), Exit.UNEXPECTED, debug=debug)
     except KeyboardInterrupt:
         _fail("interrupted", Exit.INTERRUPTED, debug=debug)
     except Exception as error:
@@ -185,9 +232,19 @@ def _fail(message: str, code: Exit, *, debug: bool) -> None:
     sys.exit(code)
 
 
-def _load(job_file: Path, overrides: tuple[str, ...], workers: int | None) -> JobSpec:
-    values = dict(parse_override(text) for text in overrides)
-    return load_job(job_file, values | ({} if workers is None else {"workers.count": workers}))
+def _load(job_file: Path, overrides: tuple[str, ...], workers: str | None = None) -> JobSpec:
+    return load_job(job_file, dict(parse_override(text) for text in overrides) | ({} if workers is None else _workers(workers)))
+
+
+def _workers(text: str) -> dict[str, object]:
+    """Return what `--workers` sets: N a fixed number, MIN:MAX a range. Raises JobError for any other form."""
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    if match is None:
+        raise JobError("--workers", f"'{text}' is neither a number such as 2 nor a range such as 1:4")
+    low, high = match.groups()
+    if high is None:
+        return {"workers.count": int(low), "workers.min": None, "workers.max": None}
+    return {"workers.count": None, "workers.min": int(low), "workers.max": int(high)}
 
 
 def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summary:
@@ -197,7 +254,7 @@ def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summ
 
     if address in (IN_PROCESS, LOCAL):
         # What can be told from here is told before a cluster is started.
-        check_run_directory(order.directory)
+        check_directory(order)
         inspect(order.job)
     with interruptible() as interrupted:
         try:

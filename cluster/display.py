@@ -1,5 +1,6 @@
 """What a person sees of a run: a live bar on a terminal, plain lines elsewhere, and a closing table."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
 from typing import Literal, Protocol
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from coordinator.check import JobPlan
 from coordinator.job import JobSpec
-from coordinator.records import EpochDone, EpochRecord, Errors, Event, Finished, RoundDone, Started, Summary
+from coordinator.records import EpochDone, EpochRecord, Errors, Event, Finished, Noticed, RoundDone, Started, Summary
 from coordinator.scoring import ScoredRow
 
 ProgressKind = Literal["auto", "bar", "plain", "none"]
@@ -26,6 +27,19 @@ REASONS = {
     "max_seconds": "the time is up",
     "interrupted": "interrupted",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One of the runs that `verify` compares."""
+
+    workers: int
+    killed: bool
+    digest: str
+    failures: int
+    rows_trained: int
+    rows_expected: int
+    seconds: float
 
 
 class Display(Protocol):
@@ -70,6 +84,8 @@ class Plain:
             case EpochDone(record=record):
                 assert self._pace is not None
                 self._console.print(self._line(record, self._pace), highlight=False, soft_wrap=True)
+            case Noticed(message=message):
+                print_notice(self._console, message)
 
     def _line(self, record: EpochRecord, pace: "Pace") -> str:
         parts = [f"epoch {pace.epochs(record.round)}", describe_errors(record), f"{record.rows_per_second:,.0f} rows/s"]
@@ -104,15 +120,17 @@ class Bar:
             case Started():
                 print_start(self._console, event)
                 self._pace = Pace(event)
-                self._progress.add_task(
-                    "", total=event.most_rounds, epochs=self._pace.epochs(0), errors="", speed="", left=""
-                )
+                for task in self._progress.task_ids:  # of a coordinator that was lost
+                    self._progress.remove_task(task)
+                self._progress.add_task("", total=event.most_rounds, epochs=self._pace.epochs(0), errors="", speed="", left="")
                 self._progress.start()
             case RoundDone():
                 self._move(event.round)
             case EpochDone(record=record):
                 self._errors = describe_errors(record)
                 self._move(record.round)
+            case Noticed(message=message):
+                print_notice(self._progress.console, message)
             case Finished():
                 self.close()
 
@@ -148,15 +166,16 @@ class Pace:
 
     def rows_per_second(self, rounds: int) -> float:
         """Return the mean since the start, evaluation included."""
-        rows = rounds * self._started.rows / self._started.rounds_per_epoch
+        rows = (rounds - self._started.rounds_done) * self._started.rows / self._started.rounds_per_epoch
         return rows / max(monotonic() - self._began, 1e-9)
 
     def seconds_left(self, rounds: int) -> float | None:
         """Return the time that the remaining rounds would take at this pace; None where nothing limits them."""
         most = self._started.most_rounds
-        if most is None or rounds == 0:
+        done = rounds - self._started.rounds_done
+        if most is None or done <= 0:
             return None
-        return (monotonic() - self._began) / rounds * (most - rounds)
+        return (monotonic() - self._began) / done * (most - rounds)
 
 
 def print_start(console: Console, event: Started) -> None:
@@ -169,8 +188,22 @@ def print_start(console: Console, event: Started) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if event.rounds_done:
+        console.print(f"going on after {count(event.rounds_done, 'round')}", highlight=False, soft_wrap=True)
     if event.metrics_url is not None:
         console.print(f"metrics: {event.metrics_url}", highlight=False, soft_wrap=True)
+
+
+def print_notice(console: Console, message: str) -> None:
+    """Say something that the user should know, though the run goes on."""
+    console.print(Text("note:", style="yellow"), message, highlight=False, soft_wrap=True)
+
+
+def describe_trial(trial: Trial) -> str:
+    """Return a line for one of the runs that are compared."""
+    killed = f", {count(trial.failures, 'worker')} killed" if trial.killed else ""
+    rows = f"{trial.rows_trained:,} of {trial.rows_expected:,} rows"
+    return f"{trial.digest}  {count(trial.workers, 'worker')}{killed}  {rows}  {trial.seconds:.1f} s"
 
 
 def describe_errors(record: EpochRecord) -> str:
@@ -198,6 +231,7 @@ def print_summary(console: Console, summary: Summary, directory: str) -> None:
     for name, value in (
         ("epochs", f"{summary.epochs}" + (f", weights of epoch {summary.kept_epoch} kept" if summary.kept_epoch else "")),
         ("rows trained", f"{summary.rows_trained:,} of {summary.rows_expected:,}"),
+        *_failures(summary),
         ("speed", f"{summary.rows_per_second:,.0f} rows/s, a round takes {summary.round_seconds.p50 * 1e3:.3g} ms"),
         ("time", f"{summary.seconds.startup:.1f} s to start, {summary.seconds.training:.1f} s to train"),
         ("weights", summary.weights_digest),
@@ -205,6 +239,13 @@ def print_summary(console: Console, summary: Summary, directory: str) -> None:
     ):
         facts.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
     console.print(facts)
+
+
+def _failures(summary: Summary) -> list[tuple[str, str]]:
+    if not summary.worker_failures:
+        return []
+    repeated = count(summary.slices_recomputed, "slice")
+    return [("failures", f"{count(summary.worker_failures, 'worker')} lost, {repeated} computed again, no row lost or repeated")]
 
 
 def error_table(errors: dict[str, Errors]) -> Table:
@@ -241,7 +282,7 @@ def plan_table(job: JobSpec, plan: JobPlan) -> Table:
         ("job", job.job.name),
         ("data", f"{plan.files}{classes}"),
         ("rows", f"{plan.rows:,} to train, {plan.validation_rows:,} to validate"),
-        ("shards", f"{plan.shards}, on {count(job.workers.count, 'worker')}"),
+        ("shards", f"{plan.shards}, on {count(job.workers.most, 'worker')}"),
         ("rounds", f"{rounds}, of up to {count(job.training.batch_size, 'row')}"),
         ("network", f"{'-'.join(map(str, plan.sizes))}: {plan.parameters:,} parameters, {job.model.dtype}"),
         ("layers", f"{job.model.activation if job.model.hidden else 'none'} hidden, {job.model.output_name} output"),

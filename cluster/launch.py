@@ -5,24 +5,28 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from cluster.ray_pool import RayPool, first_line
-from coordinator.pool import InProcessPool, PoolError, WorkersSpec
-from coordinator.records import Event, RoundDone
+from coordinator.dispatch import PoolError
+from coordinator.pool import InProcessPool, WorkersSpec
+from coordinator.records import Event, Noticed, RoundDone
 from coordinator.run import Order, run
+from coordinator.run_directory import holds_run
 from worker.blas import one_thread
 from worker.errors import UserError
 
 IN_PROCESS: Final = "none"
 LOCAL: Final = "local"
 POLL_SECONDS: Final = 0.1
+MOST_RESTARTS: Final = 5
+"""How often a coordinator that dies is started anew."""
 
 # Ray reads these when it starts. Training is the reason the machine is busy, so workers are not to be nice about it.
 RAY_SETTINGS: Final = {
@@ -34,14 +38,21 @@ RAY_SETTINGS: Final = {
 
 @dataclass(frozen=True)
 class News:
-    """What happened since the last look: the events but for rounds, in order, and the latest round."""
+    """What happened since the last look: the events but for rounds, in order, and the latest round.
 
+    `life` tells one coordinator process from the next, which begins its events anew.
+    """
+
+    life: int
     events: list[Event]
     latest: RoundDone | None
 
 
 class CoordinatorActor:
-    """The coordinator in a process of its own. `run` occupies one of its threads, the other methods the rest."""
+    """The coordinator in a process of its own. `run` occupies one of its threads, the other methods the rest.
+
+    When the process dies, Ray starts it anew and calls `run` again, which goes on from the last checkpoint.
+    """
 
     def __init__(self) -> None:
         """Wait for an order."""
@@ -50,9 +61,11 @@ class CoordinatorActor:
         self._round: RoundDone | None = None
         self._interrupt = threading.Event()
 
-    def run(self, order: Order) -> None:
+    def run(self, order: Order, kill_in_round: int | None) -> None:
         """Carry the order out to its end. Raises UserError and PoolError as `coordinator.run.run` does."""
-        pool = RayPool(order.job.workers)
+        if ray.get_runtime_context().was_current_actor_reconstructed and holds_run(order.directory):
+            order = replace(order, resume=True)
+        pool = RayPool(order.job.workers, kill_in_round)
         try:
             for event in run(order, pool, self._interrupt.is_set):
                 if isinstance(event, RoundDone):
@@ -62,9 +75,10 @@ class CoordinatorActor:
         finally:
             pool.close()
 
-    def news(self, seen: int) -> News:
-        """Return what happened after the first `seen` events."""
-        return News(self._events[seen:], self._round)
+    def news(self, life: int, seen: int) -> News:
+        """Return what happened after the first `seen` events of a life, or everything where this is another one."""
+        ours = os.getpid()
+        return News(ours, self._events[seen if life == ours else 0 :], self._round)
 
     def interrupt(self) -> None:
         """End the run after the round under way."""
@@ -86,7 +100,7 @@ def launch(order: Order, address: str, interrupted: Callable[[], bool], *, debug
     """
     if address == IN_PROCESS:
         with one_thread():
-            yield from run(order, InProcessPool(order.job.workers.count), interrupted)
+            yield from run(order, InProcessPool(order.job.workers.most), interrupted)
         return
     connect(address, order.job.workers, debug=debug)
     try:
@@ -107,7 +121,7 @@ def connect(address: str, workers: WorkersSpec, *, debug: bool) -> None:
     }
     if address == LOCAL:
         # More workers than cores are slow, but what they compute is the same.
-        needed = ceil(workers.count * workers.cpus)
+        needed = ceil(workers.most * workers.cpus)
         options |= {"num_cpus": max(os.cpu_count() or 1, needed), "include_dashboard": False}
     on_sigterm = signal.getsignal(signal.SIGTERM)  # which ray.init replaces
     try:
@@ -125,28 +139,39 @@ def _protect_token() -> None:
         token.chmod(0o600)
 
 
-def follow(order: Order, interrupted: Callable[[], bool]) -> Iterator[Event]:
-    """Have a coordinator actor of the connected cluster run the order; see `launch`."""
-    actor: Any = ray.remote(CoordinatorActor).options(num_cpus=0, max_concurrency=4).remote()
-    ending = actor.run.remote(order)
-    seen, told, ended = 0, False, False
+def follow(order: Order, interrupted: Callable[[], bool], kill_in_round: int | None = None) -> Iterator[Event]:
+    """Have a coordinator actor of the connected cluster run the order; see `launch`.
+
+    Where `kill_in_round` is given, a worker is killed while it computes that round.
+    """
+    options = {"num_cpus": 0, "max_concurrency": 4, "max_restarts": MOST_RESTARTS, "max_task_retries": 0}
+    actor: Any = ray.remote(CoordinatorActor).options(**options).remote()
+    ending = actor.run.options(max_task_retries=MOST_RESTARTS).remote(order, kill_in_round)
+    life, seen, ended = 0, 0, False
     try:
         while not ended:
             done, _ = ray.wait([ending], timeout=POLL_SECONDS)
             ended = bool(done)
-            if ended:
-                ray.get(ending)
-            news: News = ray.get(actor.news.remote(seen))
+            try:
+                if interrupted():
+                    actor.interrupt.remote()
+                news: News = ray.get(actor.news.remote(life, seen))
+            except ActorUnavailableError:
+                continue  # being restarted
+            if news.life != life:
+                if life:
+                    yield Noticed(message="the coordinator was lost; a new one goes on from the last checkpoint")
+                life, seen = news.life, 0
             seen += len(news.events)
             yield from news.events
             if news.latest is not None and not ended:
                 yield news.latest
-            if interrupted() and not told:
-                actor.interrupt.remote()
-                told = True
+        ray.get(ending)
     except RayTaskError as error:
         if isinstance(error.cause, UserError | PoolError):
             raise error.cause from None
         raise
     except RayActorError as error:
         raise PoolError(f"the coordinator was lost: {first_line(error)}") from error
+    finally:
+        ray.kill(actor)

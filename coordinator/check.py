@@ -9,6 +9,7 @@ from coordinator.preparation import fit_encoding, inspect, make_plan, make_setup
 from worker.data import Columns
 from worker.encoding import Encoding, Label
 from worker.engine import Worker
+from worker.messages import CountRows
 from worker.model import Layout
 from worker.network import Network
 
@@ -54,8 +55,7 @@ def check_job(job: JobSpec) -> JobPlan:
     """
     inspection = inspect(job)
     worker = Worker()
-    if inspection.uncounted is not None:
-        inspection = inspection.counted(worker.count(inspection.uncounted))
+    inspection = inspection.counted(worker.count(CountRows(tuple(inspection.uncounted))))
     plan = make_plan(job, inspection)
     # Without features and scaling, a scan reads the label alone.
     labels_only = replace(inspection, columns=Columns((), inspection.columns.labels))

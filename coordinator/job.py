@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Final, Literal, cast
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from coordinator.checkpoint import CheckpointSpec
 from coordinator.metrics import MetricsSpec
 from coordinator.optimizers import OptimizerSpec
 from coordinator.pool import WorkersSpec
@@ -29,12 +30,15 @@ class IdentitySpec:
     Attributes:
         name: names the run directory and the metrics' `run` label.
         seed: every random draw is a function of it.
+        reproducible: what to do about a worker, or a resume, on another numpy build, BLAS kernel or kind of CPU, where the bits
+            may differ: "warn" or "strict", which refuses it.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "forbid"}
 
     name: str
     seed: int = 0
+    reproducible: Literal["warn", "strict"] = "warn"
 
     def __post_init__(self) -> None:
         require(
@@ -57,6 +61,7 @@ class JobSpec:
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
     stopping: StoppingSpec = field(default_factory=StoppingSpec)
+    checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
     metrics: MetricsSpec | None = None
     workers: WorkersSpec = field(default_factory=WorkersSpec)
 
@@ -78,14 +83,33 @@ class JobSpec:
             "a regression classifies nothing; use stopping.target_loss",
         )
         require(
-            self.workers.count <= self.data.shards,
-            "workers.count",
-            f"{self.workers.count} workers can't share {self.data.shards} shards; use at most {self.data.shards} workers, "
+            self.workers.most <= self.data.shards,
+            "workers.count" if self.workers.max is None else "workers.max",
+            f"{self.workers.most} workers can't share {self.data.shards} shards; use at most {self.data.shards} workers, "
             "or more data.shards",
         )
 
 
 _ADAPTER = TypeAdapter(JobSpec)
+
+HARMLESS: Final = frozenset(
+    {"workers", "metrics", "stopping", "checkpoint", "job.name", "job.reproducible", "training.epochs", "training.rounds"}
+)
+"""Sections and keys that may change when a run is taken up again: they change when it ends, but not what it computes."""
+
+
+def decisive(job: JobSpec) -> dict[str, Any]:
+    """Return the keys that change the result, dotted, with their values as JSON has them."""
+    flat = _flatten("", json.loads(_ADAPTER.dump_json(job)))
+    # The cosine schedule falls over the whole run, so there the length of the run changes every round.
+    harmless = HARMLESS - ({"training.epochs", "training.rounds"} if job.optimizer.schedule.name == "cosine" else set())
+    return {key: value for key, value in flat.items() if key not in harmless and key.partition(".")[0] not in harmless}
+
+
+def _flatten(prefix: str, value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {key: leaf for name, inner in value.items() for key, leaf in _flatten(f"{prefix}.{name}".lstrip("."), inner).items()}
 
 
 def load_job(path: Path, overrides: Mapping[str, object]) -> JobSpec:

@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, start_http_server
 
 from coordinator.model_files import write_atomically
-from coordinator.records import EpochDone, EpochRecord, Errors, Event, Finished, RoundDone, Started
+from coordinator.records import EpochDone, EpochRecord, Errors, Event, Finished, Noticed, RoundDone, Started
 from worker.errors import JobError, require
 
 ADDRESS: Final = "127.0.0.1"
@@ -56,9 +56,7 @@ class Metrics:
             return Counter(f"isograd_{name}", help_text, ("run",), registry=self.registry)
 
         self._loss = gauge("loss", "Mean loss over the rows of the last epoch.", "split")
-        self._absolute = gauge(
-            "mean_absolute_error", "Mean absolute error over rows and outputs of the last epoch.", "split"
-        )
+        self._absolute = gauge("mean_absolute_error", "Mean absolute error over rows and outputs of the last epoch.", "split")
         self._squared = gauge("mean_squared_error", "Mean squared error over rows and outputs of the last epoch.", "split")
         self._wrong = gauge("error_ratio", "Share of the last epoch's rows that were classified wrongly, 0 to 1.", "split")
         self._rows = counter("rows", "Rows trained.").labels(run)
@@ -87,7 +85,7 @@ class Metrics:
                     self._progress.labels(self._run).set(event.round / self._most_rounds)
             case EpochDone():
                 self._observe_epoch(event.record)
-            case Finished():
+            case Noticed() | Finished():
                 pass
 
     def _observe_epoch(self, record: EpochRecord) -> None:

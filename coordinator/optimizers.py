@@ -63,9 +63,7 @@ class OptimizerSpec:
     def __post_init__(self) -> None:
         rate = self.learning_rate
         require(isfinite(rate) and rate > 0, "optimizer.learning_rate", f"must be above 0, got {rate}")
-        require(
-            self.clip_norm is None or self.clip_norm > 0, "optimizer.clip_norm", f"must be above 0, got {self.clip_norm}"
-        )
+        require(self.clip_norm is None or self.clip_norm > 0, "optimizer.clip_norm", f"must be above 0, got {self.clip_norm}")
         for key in ("momentum", "decay", "beta1", "beta2", "epsilon", "weight_decay"):
             given = getattr(self, key)
             if given is None:

@@ -7,7 +7,7 @@ from coordinator.job import JobSpec
 from worker.data import Columns, choose_columns, require_columns
 from worker.encoding import Encoding, Scan, scan_sum
 from worker.errors import DataError, JobError
-from worker.messages import CountRows, ScanShards, Setup
+from worker.messages import ScanShards, Setup
 from worker.sharding import ShardPlan
 from worker.sources import Source, open_source
 
@@ -21,10 +21,9 @@ class Inspection:
     columns: Columns
 
     @property
-    def uncounted(self) -> CountRows | None:
-        """The task of counting what has no count; None where everything has."""
-        paths = [*self.train.uncounted, *(self.validation.uncounted if self.validation else ())]
-        return CountRows(tuple(paths)) if paths else None
+    def uncounted(self) -> list[str]:
+        """Paths of the files that have no count in their metadata."""
+        return [*self.train.uncounted, *(self.validation.uncounted if self.validation else ())]
 
     def counted(self, rows: dict[str, int]) -> "Inspection":
         """Return the inspection with the counts filled in."""
@@ -69,9 +68,7 @@ def make_plan(job: JobSpec, inspection: Inspection) -> ShardPlan:
         raise DataError(f"{data.validation}: has no rows; leave data.validation out for no validation")
     held_out = round(rows * data.validation) if isinstance(data.validation, float) else 0
     if isinstance(data.validation, float) and not 0 < held_out < rows:
-        raise JobError(
-            "data.validation", f"{data.validation} of {rows} rows is {held_out}; both parts need at least one row"
-        )
+        raise JobError("data.validation", f"{data.validation} of {rows} rows is {held_out}; both parts need at least one row")
     if rows - held_out < data.shards:
         raise JobError(
             "data.shards",

@@ -43,7 +43,8 @@ class EpochRecord:
     Attributes:
         epoch: from 1; the last one may have been cut short.
         round: rounds of the run so far.
-        rows: rows trained in this epoch.
+        rows: rows trained in this epoch, counted as their gradients were added up.
+        rows_expected: rows that the plan has for these rounds.
         train: over the epoch's rounds, each row by the weights that its round began with.
         validation: by the weights at the end of the epoch; None without validation.
         learning_rate: of the epoch's last round.
@@ -55,6 +56,7 @@ class EpochRecord:
     epoch: int
     round: int
     rows: int
+    rows_expected: int
     train: Errors
     validation: Errors | None
     learning_rate: float
@@ -95,6 +97,7 @@ class Summary:
         parameters: weights and biases.
         workers: workers at the end.
         worker_failures: workers lost.
+        slices_recomputed: slices that were under way on a worker when it was lost.
         kept_epoch: the epoch whose weights were kept; None where no epoch was completed.
         weights_digest: SHA-256 of the final weights.
         seconds: durations.
@@ -115,6 +118,7 @@ class Summary:
     parameters: int
     workers: int
     worker_failures: int
+    slices_recomputed: int
     kept_epoch: int | None
     weights_digest: str
     seconds: Seconds
@@ -127,7 +131,10 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """The plan is made and the first round about to begin. `most_rounds` is None where nothing limits them."""
+    """The plan is made and the first round about to begin.
+
+    `rounds_done` counts those of a run that is taken up; `most_rounds` is None where nothing limits them.
+    """
 
     run: str
     directory: str
@@ -139,6 +146,7 @@ class Started:
     shards: int
     workers: int
     rounds_per_epoch: int
+    rounds_done: int
     most_rounds: int | None
     metrics_url: str | None
 
@@ -163,10 +171,17 @@ class EpochDone:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Noticed:
+    """Something that the user should know, though the run goes on."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished:
     """The run is over and its directory complete."""
 
     summary: Summary
 
 
-Event = Started | RoundDone | EpochDone | Finished
+Event = Started | RoundDone | EpochDone | Noticed | Finished

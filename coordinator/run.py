@@ -1,29 +1,38 @@
 """One run from job to finished run directory, over any pool."""
 
-from array import array
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
-from typing import cast
+from typing import Any, Final, cast
 
 import numpy as np
 
-from coordinator.job import JobSpec, dump_job
+from coordinator.checkpoint import CheckpointWriter, Origin
+from coordinator.crew import Shards
+from coordinator.dispatch import Dispatcher, PoolError
+from coordinator.job import JobSpec, decisive, dump_job
 from coordinator.metrics import Metrics, MetricsServer
 from coordinator.model_files import save_model, starting_weights, weights_digest
-from coordinator.pool import Crew, Pool
+from coordinator.pool import Pool
 from coordinator.preparation import Inspection, fit_encoding, inspect, make_plan, make_setup
-from coordinator.records import EpochDone, Event, Finished, Percentiles, RoundDone, Seconds, Started, Summary
-from coordinator.run_directory import RunDirectory, check
+from coordinator.records import EpochDone, Event, Finished, Noticed, Percentiles, RoundDone, Seconds, Started, Summary
+from coordinator.resume import check_origin, compare_fingerprints, find_checkpoint
+from coordinator.run_directory import RunDirectory, check, checkpoints, holds_run
+from coordinator.snapshot import Progress, Snapshot
 from coordinator.training import Outcome, Training
-from worker.arrays import Floats
+from coordinator.update import Updater
 from worker.blas import fingerprint
 from worker.encoding import Encoding, Scan
-from worker.messages import PrepareShards, RowCounts, Setup
+from worker.errors import UserError
+from worker.messages import CountRows, PrepareShards, RowCounts, Setup
 from worker.model import Layout
 from worker.network import Network
 from worker.sharding import ShardPlan
+
+ROUNDS_TIMED: Final = 100_000
+"""Rounds whose durations are kept for the percentiles."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +43,13 @@ class Order:
         job: the job.
         directory: the run directory; its name is the run's.
         began: when the user asked for the run, in seconds since the epoch.
+        resume: go on with the run that the directory holds, from its newest checkpoint.
     """
 
     job: JobSpec
     directory: Path
     began: float
+    resume: bool = False
 
 
 def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[Event]:
@@ -46,21 +57,16 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
 
     Raises:
         UserError: the job, its data or the run directory are at fault.
-        PoolError: the workers can't go on.
+        PoolError: the workers can't go on; what was done is in the run directory.
     """
-    job, name = order.job, order.directory.name
-    check(order.directory)
-    inspection = inspect(job)
-    metrics = Metrics(name)
-    server = None if job.metrics is None else MetricsServer(job.metrics, name, metrics.registry)
+    check_directory(order)
+    inspection = inspect(order.job)
+    metrics = Metrics(order.directory.name)
+    server = None if order.job.metrics is None else MetricsServer(order.job.metrics, order.directory.name, metrics.registry)
     try:
-        prepared = _prepare(job, inspection, pool)
-        # Made only now, so that a run that can't begin leaves nothing behind.
-        directory = RunDirectory(order.directory, dump_job(job))
-        for event in _train(order, prepared, directory, server.url if server else None, interrupted):
+        prepared = _prepare(order, inspection, pool)
+        for event in _train(order, prepared, server.url if server else None, interrupted):
             metrics.observe(event)
-            if isinstance(event, EpochDone):
-                directory.append(event.record)
             yield event
         if server is not None:
             server.linger(interrupted)
@@ -69,52 +75,108 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
             server.stop()
 
 
+def check_directory(order: Order) -> None:
+    """Raise a UserError if the run directory is not fit for the order."""
+    if not order.resume:
+        check(order.directory)
+    elif not holds_run(order.directory):
+        raise UserError(f"--resume: {order.directory} holds no run; leave --resume out to begin one")
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """All that is settled before the first round."""
 
     setup: Setup
     encoding: Encoding
-    crew: Crew
+    dispatcher: Dispatcher
     layout: Layout
-    weights_P: Floats
-    workers: int
+    updater: Updater
+    start: Snapshot
+    origin: Origin
+    warnings: list[str]
 
 
-def _train(
-    order: Order,
-    prepared: _Prepared,
-    directory: RunDirectory,
-    metrics_url: str | None,
-    interrupted: Callable[[], bool],
-) -> Iterator[Event]:
-    job, layout = order.job, prepared.layout
-    training = Training(job, prepared.setup, prepared.crew, layout, prepared.weights_P)
+def _prepare(order: Order, inspection: Inspection, pool: Pool) -> _Prepared:
+    job, ours = order.job, fingerprint()
+    dispatcher = Dispatcher(
+        pool,
+        job.workers,
+        job.data.shards,
+        lambda number, theirs: compare_fingerprints(ours, theirs, f"worker {number} has", job),
+    )
+    dispatcher.assemble()
+    inspection = inspection.counted(_count(dispatcher, inspection, job.data.shards))
+    setup = make_setup(job, inspection, make_plan(job, inspection))
+
+    def scan(task: Callable[[Shards], Any]) -> dict[int, Scan]:
+        answers = dispatcher.ask("scan", task, rows=False)
+        return {shard: scan for answer in answers for shard, scan in cast(dict[int, Scan], answer).items()}
+
+    encoding = fit_encoding(setup, scan)
+    layout = Network(job.model, len(setup.columns.feature_names), encoding.outputs).layout
+    updater = Updater(job.optimizer, job.model, layout)
+    origin = Origin(job=decisive(job), rows=setup.plan.rows, parameters=layout.size, fingerprint=ours)
+    weights_P = starting_weights(job.model, layout, job.job.seed)
+    start, warnings = Snapshot(Progress(), updater.start(weights_P), weights_P), list[str]()
+    if order.resume:
+        checkpoint, warnings = find_checkpoint(checkpoints(order.directory))
+        if checkpoint is not None:
+            warnings += check_origin(checkpoint, origin, job)
+            start = checkpoint.snapshot
+    dispatcher.learn_to_load(lambda shards: PrepareShards(setup, shards, encoding))
+    return _Prepared(setup, encoding, dispatcher, layout, updater, start, origin, warnings)
+
+
+def _count(dispatcher: Dispatcher, inspection: Inspection, shards: int) -> RowCounts:
+    """Have the workers count what has no count in its metadata, the files dealt out like shards."""
+    paths = inspection.uncounted
+    if not paths:
+        return {}
+
+    def task(share: Shards) -> CountRows:
+        return CountRows(tuple(path for place, path in enumerate(paths) if place % shards in share))
+
+    answers = dispatcher.ask("count", task, rows=False)
+    return {path: rows for answer in answers for path, rows in cast(RowCounts, answer).items()}
+
+
+def _train(order: Order, prepared: _Prepared, metrics_url: str | None, interrupted: Callable[[], bool]) -> Iterator[Event]:
+    job, start, dispatcher = order.job, prepared.start, prepared.dispatcher
+    # Made only now, so that a run that can't begin leaves nothing behind.
+    if order.resume:
+        directory = RunDirectory.resume(order.directory, dump_job(job), start.progress.history_lines)
+    else:
+        directory = RunDirectory.create(order.directory, dump_job(job))
+    training = Training(job, prepared.setup, dispatcher, prepared.updater, start)
+    writer = CheckpointWriter(checkpoints(order.directory), job.checkpoint, prepared.origin)
+    clock = _Clock(order.began, prepared.setup.plan, start.progress)
+    failure: PoolError | None = None
     yield _started(order, prepared, metrics_url)
-    clock = _Clock(order.began, prepared.setup.plan)
-    for event in training.events(interrupted):
-        clock.observe(event)
-        yield event
+    yield from (Noticed(message=message) for message in prepared.warnings)
+    try:
+        for event in training.events(interrupted):
+            clock.observe(event)
+            if isinstance(event, EpochDone):
+                directory.append(event.record)
+                if event.record.epoch % job.checkpoint.every_epochs == 0:
+                    writer.offer(training.snapshot)
+            yield event
+            yield from (Noticed(message=message) for message in (*dispatcher.notices(), *writer.complaints()))
+    except PoolError as error:
+        failure = error
+        training.fail(str(error))
+    finally:
+        # Also when whoever consumes the events has had enough: what was committed is kept.
+        writer.close(training.snapshot)
+    yield from (Noticed(message=message) for message in writer.complaints())
     outcome = training.outcome
-    save_model(directory.model, job.model, prepared.encoding, layout, outcome.weights_P)
-    summary = clock.summary(order.directory.name, outcome, layout.size, prepared.workers)
+    save_model(directory.model, job.model, prepared.encoding, prepared.layout, outcome.weights_P)
+    summary = clock.summary(order.directory.name, outcome, prepared)
     directory.finish(summary)
     yield Finished(summary=summary)
-
-
-def _prepare(job: JobSpec, inspection: Inspection, pool: Pool) -> _Prepared:
-    crew = Crew(pool, job.data.shards)
-    if inspection.uncounted is not None:
-        inspection = inspection.counted(cast(RowCounts, crew.ask_one(inspection.uncounted)))
-    setup = make_setup(job, inspection, make_plan(job, inspection))
-    encoding = fit_encoding(
-        setup,
-        lambda task: {shard: scan for answer in crew.ask(task) for shard, scan in cast(dict[int, Scan], answer).items()},
-    )
-    layout = Network(job.model, len(setup.columns.feature_names), encoding.outputs).layout
-    weights_P = starting_weights(job.model, layout, job.job.seed)
-    crew.ask(lambda shards: PrepareShards(setup, shards, encoding))
-    return _Prepared(setup, encoding, crew, layout, weights_P, len(pool.workers))
+    if failure is not None:
+        raise failure
 
 
 def _started(order: Order, prepared: _Prepared, metrics_url: str | None) -> Started:
@@ -128,8 +190,9 @@ def _started(order: Order, prepared: _Prepared, metrics_url: str | None) -> Star
         outputs=prepared.encoding.outputs,
         parameters=prepared.layout.size,
         shards=plan.shards,
-        workers=prepared.workers,
+        workers=prepared.dispatcher.crew.members,
         rounds_per_epoch=plan.rounds_per_epoch,
+        rounds_done=prepared.start.progress.rounds,
         most_rounds=order.job.training.most_rounds(plan.rounds_per_epoch),
         metrics_url=metrics_url,
     )
@@ -138,20 +201,30 @@ def _started(order: Order, prepared: _Prepared, metrics_url: str | None) -> Star
 class _Clock:
     """Times a run."""
 
-    def __init__(self, began: float, plan: ShardPlan) -> None:
+    def __init__(self, began: float, plan: ShardPlan, before: Progress) -> None:
         self._began, self._plan = began, plan
         self._ready = time()
-        self._rounds = array("d")
+        self._before = before.rounds
+        self._rounds: deque[float] = deque(maxlen=ROUNDS_TIMED)
+        self._timed_rows, self._timed_seconds = 0, 0.0
+        self._first_epoch = (0, 0.0)
 
     def observe(self, event: Event) -> None:
         if isinstance(event, RoundDone):
             self._rounds.append(event.seconds)
+            self._timed_rows += event.rows
+            self._timed_seconds += event.seconds
+            if event.round == self._before + self._plan.rounds_per_epoch:
+                self._first_epoch = (self._timed_rows, self._timed_seconds)
 
-    def summary(self, run_name: str, outcome: Outcome, parameters: int, workers: int) -> Summary:
+    def summary(self, run_name: str, outcome: Outcome, prepared: _Prepared) -> Summary:
         now = time()
-        seconds = np.asarray(self._rounds) if self._rounds else np.zeros(1)
-        first = self._plan.rounds_per_epoch if outcome.epochs > 1 else 0
-        timed, rows = float(seconds[first:].sum()), self._planned_rows(outcome.rounds) - self._planned_rows(first)
+        durations = np.asarray(self._rounds) if self._rounds else np.zeros(1)
+        # The first epoch is left out where there are several: it fills caches and buffers.
+        several = self._timed_rows > 1.5 * self._plan.training_rows
+        rows, seconds = self._first_epoch if several else (0, 0.0)
+        timed = self._timed_seconds - seconds
+        crew = prepared.dispatcher.crew
         return Summary(
             run=run_name,
             status=outcome.status,
@@ -159,21 +232,17 @@ class _Clock:
             epochs=outcome.epochs,
             rounds=outcome.rounds,
             rows_trained=outcome.rows_trained,
-            rows_expected=self._planned_rows(outcome.rounds),
-            parameters=parameters,
-            workers=workers,
-            worker_failures=0,
+            rows_expected=self._plan.rows_before(outcome.rounds),
+            parameters=prepared.layout.size,
+            workers=crew.members,
+            worker_failures=crew.lost,
+            slices_recomputed=crew.recomputed,
             kept_epoch=outcome.kept.epoch if outcome.kept else None,
             weights_digest=weights_digest(outcome.weights_P),
             seconds=Seconds(startup=self._ready - self._began, training=now - self._ready, total=now - self._began),
-            rows_per_second=rows / timed if timed else 0.0,
-            round_seconds=Percentiles(p50=float(np.percentile(seconds, 50)), p99=float(np.percentile(seconds, 99))),
+            rows_per_second=(self._timed_rows - rows) / timed if timed else 0.0,
+            round_seconds=Percentiles(p50=float(np.percentile(durations, 50)), p99=float(np.percentile(durations, 99))),
             train=outcome.kept.train if outcome.kept else None,
             validation=outcome.kept.validation if outcome.kept else None,
-            fingerprint=fingerprint(),
+            fingerprint=prepared.origin.fingerprint,
         )
-
-    def _planned_rows(self, rounds: int) -> int:
-        """Return the rows that the plan has for the first `rounds` rounds of the run."""
-        epochs, rest = divmod(rounds, self._plan.rounds_per_epoch)
-        return epochs * self._plan.training_rows + rest * self._plan.training_rows // self._plan.rounds_per_epoch

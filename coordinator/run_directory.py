@@ -1,7 +1,9 @@
-"""The directory of one run: the resolved job, a line an epoch, the summary and the model."""
+"""The directory of one run: the resolved job, a line an epoch, checkpoints, the summary and the model."""
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,19 +19,43 @@ class RunDirectoryError(UserError):
 class RunDirectory:
     """A run's files. Each is whole at any moment: written aside and renamed, or appended a line at a time."""
 
-    def __init__(self, path: Path, job: str) -> None:
+    def __init__(self, path: Path) -> None:
+        """Take a directory that `create` or `resume` made sure of."""
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, job: str) -> "RunDirectory":
         """Make the directory and put the resolved job (TOML) into it. Raises RunDirectoryError as `check` does."""
         check(path)
-        self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            # Exclusive creation: of two runs that race for a directory, one gets it.
-            with (path / "job.toml").open("x", encoding="utf-8") as file:
-                file.write(job)
+            with _writable(path):
+                path.mkdir(parents=True, exist_ok=True)
+                # Exclusive creation: of two runs that race for a directory, one gets it.
+                with (path / "job.toml").open("x", encoding="utf-8") as file:
+                    file.write(job)
         except FileExistsError as error:
             raise _in_use(path) from error
-        except OSError as error:
-            raise _unwritable(path, error.strerror) from error
+        return cls(path)
+
+    @classmethod
+    def resume(cls, path: Path, job: str, history_lines: int) -> "RunDirectory":
+        """Take up a run: its job is replaced, and its history cut to the lines that its checkpoint knows of.
+
+        Raises:
+            RunDirectoryError: the directory can't be written.
+        """
+        directory = cls(path)
+        with _writable(path):
+            write_atomically(path / "job.toml", job.encode())
+            lines = directory.history.read_bytes().splitlines(keepends=True) if directory.history.exists() else []
+            write_atomically(directory.history, b"".join(lines[:history_lines]))
+            (path / "summary.json").unlink(missing_ok=True)
+        return directory
+
+    @property
+    def history(self) -> Path:
+        """The file with a line an epoch."""
+        return self.path / "history.jsonl"
 
     @property
     def model(self) -> Path:
@@ -38,31 +64,53 @@ class RunDirectory:
 
     def append(self, record: EpochRecord) -> None:
         """Add a line to history.jsonl."""
-        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
+        with _writable(self.path), self.history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record), allow_nan=False) + "\n")
 
     def finish(self, summary: Summary) -> None:
         """Write summary.json, the last file of a run."""
         content = json.dumps(asdict(summary), indent=2, allow_nan=False, ensure_ascii=False)
-        write_atomically(self.path / "summary.json", content.encode() + b"\n")
+        with _writable(self.path):
+            write_atomically(self.path / "summary.json", content.encode() + b"\n")
+
+
+def checkpoints(path: Path) -> Path:
+    """Return the folder for a run's checkpoints."""
+    return path / "checkpoints"
+
+
+def holds_run(path: Path) -> bool:
+    """Return whether a run was begun in the directory. Raises RunDirectoryError where that can't be told."""
+    with _writable(path):
+        return (path / "job.toml").exists() or (path / "summary.json").exists()
 
 
 def check(path: Path) -> None:
     """Raise RunDirectoryError if `path` holds a run or can't be made."""
-    try:
-        if (path / "job.toml").exists() or (path / "summary.json").exists():
-            raise _in_use(path)
+    if holds_run(path):
+        raise _in_use(path)
+    with _writable(path):
         nearest = next(place for place in (path, *path.parents) if place.exists())
         if not nearest.is_dir():
             raise _unwritable(path, f"{nearest} is a file")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise _unwritable(path, f"no permission to write in {nearest}")
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise
     except OSError as error:
         raise _unwritable(path, error.strerror) from error
 
 
 def _in_use(path: Path) -> RunDirectoryError:
-    return RunDirectoryError(f"--run-dir: {path} holds a run already; give a directory that is new or empty")
+    return RunDirectoryError(
+        f"--run-dir: {path} holds a run already; give a directory that is new or empty, or --resume to go on with that run"
+    )
 
 
 def _unwritable(path: Path, reason: str | None) -> RunDirectoryError:

@@ -31,9 +31,7 @@ class ScheduleSpec:
 
     def __post_init__(self) -> None:
         key = "optimizer.schedule"
-        require(
-            0 <= self.warmup_epochs < float("inf"), f"{key}.warmup_epochs", f"must be 0 or more, got {self.warmup_epochs}"
-        )
+        require(0 <= self.warmup_epochs < float("inf"), f"{key}.warmup_epochs", f"must be 0 or more, got {self.warmup_epochs}")
         require(self.step_epochs >= 1, f"{key}.step_epochs", f"must be at least 1, got {self.step_epochs}")
         require(0 < self.factor <= 1, f"{key}.factor", f"must be above 0 and at most 1, got {self.factor}")
         require(0 <= self.final_ratio <= 1, f"{key}.final_ratio", f"must be from 0 to 1, got {self.final_ratio}")

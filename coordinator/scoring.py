@@ -88,9 +88,7 @@ def predict(model: TrainedModel, data: str, output: Path) -> int:
                 writer.write(pa.table(kept | scored))
         temporary.replace(output)
     except OSError as error:
-        raise UserError(
-            f"--output: {output} can't be written: {error.strerror}; give a file in a folder that exists"
-        ) from error
+        raise UserError(f"--output: {output} can't be written: {error.strerror}; give a file in a folder that exists") from error
     finally:
         temporary.unlink(missing_ok=True)
     return source.rows

@@ -73,16 +73,16 @@ class Standing:
     """Where a run stands at the end of an epoch, as far as stopping is concerned.
 
     Attributes:
-        best_loss: least loss of an epoch so far, by validation where there is one.
+        best_loss: least loss of an epoch so far, by validation where there is one; None before the first.
         epochs_without_improvement: since the epoch that had it.
     """
 
-    best_loss: float = float("inf")
+    best_loss: float | None = None
     epochs_without_improvement: int = 0
 
     def after(self, loss: float) -> "Standing":
         """Return the standing after an epoch with this loss."""
-        if loss < self.best_loss:
+        if self.best_loss is None or loss < self.best_loss:
             return Standing(best_loss=loss)
         return Standing(best_loss=self.best_loss, epochs_without_improvement=self.epochs_without_improvement + 1)
 

@@ -1,23 +1,27 @@
 """The training loop: rounds, epochs, evaluation, and the one place that acts on decisions."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from coordinator.dispatch import Dispatcher
 from coordinator.job import JobSpec
 from coordinator.optimizers import Step
-from coordinator.pool import Crew
 from coordinator.records import EpochDone, EpochRecord, Errors, RoundDone, Status
-from coordinator.stopping import Standing, stop_after_epoch, stop_in_round
-from coordinator.update import Parameters, Refused, Updated, Updater
+from coordinator.snapshot import Progress, Snapshot
+from coordinator.stopping import stop_after_epoch, stop_in_round
+from coordinator.update import Refused, Updated, Updater
 from worker.arrays import Floats
 from worker.messages import Answer, ComputeGradients, Evaluate, Setup, Split
-from worker.model import Layout
 from worker.network import ErrorSums, GradientSum
 from worker.tree import Node, finish
+
+T = TypeVar("T")
+Steps = Generator[RoundDone | EpochDone, None, T]
+Ending = tuple[Status, str]
 
 
 @dataclass(frozen=True)
@@ -33,127 +37,170 @@ class Outcome:
     rows_trained: int
 
 
-@dataclass
-class _Epoch:
-    """What has been added up in the epoch under way."""
-
-    number: int
-    errors: ErrorSums | None = None
-    seconds: float = 0.0
-    last: RoundDone | None = None
-
-
 class Training:
-    """One run's training, from given weights. After `events` is exhausted, `outcome` tells how it ended."""
+    """One run's training, from a snapshot on. When `events` is exhausted, `outcome` tells how it ended."""
 
     outcome: Outcome
 
-    def __init__(self, job: JobSpec, setup: Setup, crew: Crew, layout: Layout, weights_P: Floats) -> None:
-        """Get ready to train a network of this layout; the crew's workers must have prepared their shards."""
+    def __init__(self, job: JobSpec, setup: Setup, dispatcher: Dispatcher, updater: Updater, start: Snapshot) -> None:
+        """Get ready to go on from `start`; the dispatcher's workers must have learned to load."""
         self._job = job
         self._plan = setup.plan
         self._has_validation = setup.plan.validation_rows > 0 or setup.validation is not None
-        self._crew = crew
-        self._updater = Updater(job.optimizer, job.model, layout)
-        self._parameters: Parameters = self._updater.start(weights_P)
+        self._dispatcher = dispatcher
+        self._updater = updater
         self._most_rounds = job.training.most_rounds(self._plan.rounds_per_epoch)
-        self._round = 0
-        self._rows = 0
-        self._standing = Standing()
-        self._kept: tuple[EpochRecord, Floats] | None = None
+        self._parameters, self._kept_P = start.parameters, start.kept_P
+        progress = start.progress
+        self._rounds, self._rows = progress.rounds, progress.rows
+        self._errors, self._epoch_seconds = progress.epoch_errors, progress.epoch_seconds
+        self._standing, self._kept, self._last = progress.standing, progress.kept, progress.last
+        self._round, self._lines = progress.last_round, progress.history_lines
+        self._began = perf_counter() - progress.seconds
+        self._resume_at: Snapshot | None = None
 
-    def events(self, interrupted: Callable[[], bool]) -> Iterator[RoundDone | EpochDone]:
+    @property
+    def snapshot(self) -> Snapshot:
+        """The state from which a run would go on to the same end."""
+        if self._resume_at is not None:
+            return self._resume_at
+        progress = Progress(
+            rounds=self._rounds,
+            rows=self._rows,
+            seconds=self._seconds,
+            epoch_errors=self._errors,
+            epoch_seconds=self._epoch_seconds,
+            standing=self._standing,
+            kept=self._kept,
+            last=self._last,
+            last_round=self._round,
+            history_lines=self._lines,
+        )
+        return Snapshot(progress, self._parameters, self._kept_P)
+
+    def events(self, interrupted: Callable[[], bool]) -> Steps[None]:
         """Train, yielding what happens, until a criterion is met, the run diverges or `interrupted` says so."""
-        self._began = perf_counter()
-        epoch = _Epoch(1)
-        while True:
-            done = self._do_round(epoch)
-            if isinstance(done, Refused):
-                return self._end("diverged", f"{done.reason} in round {self._round + 1}")
-            yield done
-            seconds = perf_counter() - self._began
-            reason = stop_in_round(self._job.training, self._job.stopping, rounds=self._round, seconds=seconds)
-            if self._round % self._plan.rounds_per_epoch and reason is None:
-                if interrupted():
-                    return self._end("interrupted", "interrupted")
-                continue
-            record = self._close(epoch)
-            if record is None:
-                return self._end("diverged", f"the validation loss is not finite after round {self._round}")
-            yield EpochDone(record=record)
-            reason = self._after_epoch(record) or reason
-            if reason is not None:
-                return self._end("completed", reason)
-            if interrupted():
-                return self._end("interrupted", "interrupted")
-            epoch = _Epoch(epoch.number + 1)
+        ending = self._already_met()
+        while ending is None:
+            ending = yield from (self._end_epoch(None) if self._epoch_is_over else self._advance(interrupted))
+        self._end(*ending)
 
-    def _do_round(self, epoch: _Epoch) -> RoundDone | Refused:
+    def fail(self, reason: str) -> None:
+        """Take note that the run can't go on; what was committed stands."""
+        self._end("failed", reason)
+
+    def _already_met(self) -> Ending | None:
+        """Return whether a run that is taken up has met a criterion: it may have ended, or got another one since."""
+        if self._last is None or self._errors is not None:
+            return None
+        reason = self._after_epoch(self._last)
+        return None if reason is None else ("completed", reason)
+
+    def _advance(self, interrupted: Callable[[], bool]) -> Steps[Ending | None]:
+        """Do a round, unless there is a reason to stop."""
+        cut_short = stop_in_round(self._job.training, self._job.stopping, rounds=self._rounds, seconds=self._seconds)
+        if cut_short is not None:
+            if self._errors is None:
+                return "completed", cut_short
+            # A run that is taken up again goes on within the epoch, as if it had not been cut short.
+            self._resume_at = self.snapshot
+            return (yield from self._end_epoch(cut_short))
+        if interrupted():
+            return "interrupted", "interrupted"
+        done = self._do_round()
+        if isinstance(done, Refused):
+            return "diverged", f"{done.reason} in round {self._rounds + 1}"
+        yield done
+        return None
+
+    def _end_epoch(self, cut_short: str | None) -> Steps[Ending | None]:
+        """Evaluate and record the epoch under way, and return why the run is over, if it is."""
+        record = self._close()
+        if record is None:
+            return "diverged", f"the validation loss is not finite after round {self._rounds}"
+        yield EpochDone(record=record)
+        reason = self._after_epoch(record) or cut_short
+        return None if reason is None else ("completed", reason)
+
+    @property
+    def _seconds(self) -> float:
+        return perf_counter() - self._began
+
+    @property
+    def _epoch_is_over(self) -> bool:
+        return self._errors is not None and self._errors.rows == self._plan.training_rows
+
+    def _do_round(self) -> RoundDone | Refused:
         began = perf_counter()
-        self._crew.publish(self._parameters.weights_P)
-        answers = self._crew.ask(lambda shards: ComputeGradients(self._round, shards))
+        number = self._rounds
+        self._dispatcher.publish(self._parameters.weights_P)
+        answers = self._dispatcher.ask("round", lambda shards: ComputeGradients(number, shards))
         summed: GradientSum | None = finish(_merge(answers), self._plan.shards, _add_gradients)
         assert summed is not None, "no round is empty"
-        errors = summed.errors
-        if not np.isfinite(errors.loss):
+        if not np.isfinite(summed.errors.loss):
             return Refused("the loss is not finite")
-        step = Step(self._round + 1, self._learning_rate())
-        updated = self._updater.update(self._parameters, summed.gradient_P, errors.rows, step)
+        step = Step(number + 1, self._learning_rate())
+        updated = self._updater.update(self._parameters, summed.gradient_P, summed.errors.rows, step)
         if isinstance(updated, Refused):
             return updated
-        return self._commit(epoch, updated, errors, step, began)
+        return self._commit(updated, summed.errors, step, began)
 
-    def _commit(self, epoch: _Epoch, updated: Updated, errors: ErrorSums, step: Step, began: float) -> RoundDone:
+    def _commit(self, updated: Updated, errors: ErrorSums, step: Step, began: float) -> RoundDone:
         self._parameters = updated.parameters
-        self._round += 1
+        self._rounds += 1
         self._rows += errors.rows
         seconds = perf_counter() - began
-        epoch.errors = errors if epoch.errors is None else epoch.errors + errors
-        epoch.seconds += seconds
-        epoch.last = RoundDone(
-            round=self._round,
+        self._errors = errors if self._errors is None else self._errors + errors
+        self._epoch_seconds += seconds
+        self._round = RoundDone(
+            round=self._rounds,
             rows=errors.rows,
             loss=errors.loss / errors.rows,
             gradient_norm=updated.gradient_norm,
             learning_rate=step.learning_rate,
             seconds=seconds,
         )
-        return epoch.last
+        return self._round
 
     def _learning_rate(self) -> float:
         optimizer = self._job.optimizer
-        ratio = optimizer.schedule.ratio(self._round, self._plan.rounds_per_epoch, self._most_rounds)
+        ratio = optimizer.schedule.ratio(self._rounds, self._plan.rounds_per_epoch, self._most_rounds)
         return optimizer.learning_rate * ratio
 
-    def _close(self, epoch: _Epoch) -> EpochRecord | None:
-        """Evaluate and record an epoch that is over; None where its validation loss is not finite."""
-        assert epoch.errors is not None and epoch.last is not None
+    def _close(self) -> EpochRecord | None:
+        """Return the record of the epoch under way; None where its validation loss is not finite."""
+        assert self._errors is not None
+        assert self._round is not None
         validation = Errors.of(self._evaluate("validation")) if self._has_validation else None
         if validation is not None and not np.isfinite(validation.loss):
             return None
+        first_round = (self._rounds - 1) // self._plan.rounds_per_epoch * self._plan.rounds_per_epoch
         record = EpochRecord(
-            epoch=epoch.number,
-            round=self._round,
-            rows=epoch.errors.rows,
-            train=Errors.of(epoch.errors),
+            epoch=first_round // self._plan.rounds_per_epoch + 1,
+            round=self._rounds,
+            rows=self._errors.rows,
+            rows_expected=self._plan.rows_before(self._rounds) - self._plan.rows_before(first_round),
+            train=Errors.of(self._errors),
             validation=validation,
-            learning_rate=epoch.last.learning_rate,
-            gradient_norm=epoch.last.gradient_norm,
-            seconds=perf_counter() - self._began,
-            rows_per_second=epoch.errors.rows / epoch.seconds,
+            learning_rate=self._round.learning_rate,
+            gradient_norm=self._round.gradient_norm,
+            seconds=self._seconds,
+            rows_per_second=self._errors.rows / self._epoch_seconds,
         )
         self._standing = self._standing.after((validation or record.train).loss)
         best_only = self._job.training.keep == "best" and self._has_validation
         if not best_only or self._standing.improved:
             # Parameters are replaced by each update and never changed, so these weights need no copy.
-            self._kept = record, self._parameters.weights_P
+            self._kept, self._kept_P = record, self._parameters.weights_P
+        self._last, self._errors, self._epoch_seconds = record, None, 0.0
+        self._lines += 1
         return record
 
     def _after_epoch(self, record: EpochRecord) -> str | None:
         return stop_after_epoch(
             self._job.training,
             self._job.stopping,
-            epochs=self._round // self._plan.rounds_per_epoch,
+            epochs=self._rounds // self._plan.rounds_per_epoch,
             training_loss=record.train.loss,
             all_correct=self._job.stopping.all_correct and self._all_correct(record),
             standing=self._standing,
@@ -165,16 +212,21 @@ class Training:
         return record.train.error_rate == 0.0 and self._evaluate("train").wrong == 0
 
     def _evaluate(self, split: Split) -> ErrorSums:
-        self._crew.publish(self._parameters.weights_P)
-        answers = self._crew.ask(lambda shards: Evaluate(split, shards))
+        self._dispatcher.publish(self._parameters.weights_P)
+        answers = self._dispatcher.ask(split, lambda shards: Evaluate(split, shards))
         sums: ErrorSums | None = finish(_merge(answers), self._plan.shards, ErrorSums.__add__)
         assert sums is not None, "a split that is evaluated has rows"
         return sums
 
     def _end(self, status: Status, reason: str) -> None:
-        record, weights_P = self._kept or (None, self._parameters.weights_P)
         self.outcome = Outcome(
-            status, reason, weights_P, record, self._round // self._plan.rounds_per_epoch, self._round, self._rows
+            status,
+            reason,
+            self._kept_P if self._kept is not None else self._parameters.weights_P,
+            self._kept,
+            self._rounds // self._plan.rounds_per_epoch,
+            self._rounds,
+            self._rows,
         )
 
 

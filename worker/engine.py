@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Worker:
-    """Answers one task at a time. Arrays in an answer stay valid until the next task."""
+    """Answers one task at a time. Arrays in an answer stay valid until a task of the next round."""
 
     def __init__(self) -> None:
         """Hold nothing yet."""
@@ -110,23 +110,23 @@ class _Held:
         self._dropout = setup.model.dropout > 0
         self._free: list[Floats] = []
         self._lent: list[Floats] = []
+        self._round = -1
         self._orders: dict[int, tuple[int, Integers]] = {}
 
     def gradients(self, task: ComputeGradients, weights_P: Floats) -> GradientSums:
-        self._free.extend(self._lent)
-        self._lent.clear()
+        if task.round != self._round:
+            # Sums of the same round, computed in a second portion after another worker's loss, are still to be added.
+            self._free.extend(self._lent)
+            self._lent.clear()
+            self._round = task.round
         sums = self._sum(task.shards, lambda shard: self._slice(task.round, shard, weights_P), self._add)
         self._lent.extend(part.gradient_P for part in sums.values() if part is not None)
         return sums
 
     def evaluate(self, task: Evaluate, weights_P: Floats) -> ErrorSumsByNode:
-        return self._sum(
-            task.shards, lambda shard: self._errors(task.split, shard, weights_P), lambda left, right: left + right
-        )
+        return self._sum(task.shards, lambda shard: self._errors(task.split, shard, weights_P), lambda left, right: left + right)
 
-    def _sum(
-        self, shards: tuple[int, ...], leaf: Callable[[int], T | None], add: Callable[[T, T], T]
-    ) -> dict[Node, T | None]:
+    def _sum(self, shards: tuple[int, ...], leaf: Callable[[int], T | None], add: Callable[[T, T], T]) -> dict[Node, T | None]:
         count = self._plan.shards
         return {
             node: tree_sum(node, count, lambda found: leaf(found[1]), add, lambda found: found[0] == 0)

@@ -73,9 +73,7 @@ class ModelSpec:
             "drops hidden units, but model.hidden is empty; leave it out or add a hidden layer",
         )
         require(
-            self.initial_weights is None
-            or self.initial_weights in INITIALIZERS
-            or self.initial_weights.endswith(".safetensors"),
+            self.initial_weights is None or self.initial_weights in INITIALIZERS or self.initial_weights.endswith(".safetensors"),
             "model.initial_weights",
             f"'{self.initial_weights}' is neither one of {', '.join(INITIALIZERS)} nor a .safetensors file",
         )

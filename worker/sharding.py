@@ -70,6 +70,11 @@ class ShardPlan:
         order = stream(self.seed, Purpose.VALIDATION_ROWS, shard).permutation(rows)
         return np.sort(order[:training]), np.sort(order[training:])
 
+    def rows_before(self, rounds: int) -> int:
+        """Return how many rows the first `rounds` rounds of a run use, each epoch's counted anew."""
+        epochs, rest = divmod(rounds, self.rounds_per_epoch)
+        return epochs * self.training_rows + rest * self.training_rows // self.rounds_per_epoch
+
     def permutation(self, epoch: int, shard: int) -> Integers:
         """Return the order in which the shard's training rows are used in this epoch (0-based)."""
         rows = self.shard_training_rows(shard)

@@ -164,9 +164,7 @@ def _find(path: str, key: str) -> list[str]:
         paths = [path] if Path(path).is_file() else []
     if not paths:
         what = "no files in" if Path(path).is_dir() else "no such file or folder:"
-        raise JobError(
-            key, f"{what} {path}; accepted are Parquet, Arrow IPC/Feather and CSV files, a folder or a glob of them"
-        )
+        raise JobError(key, f"{what} {path}; accepted are Parquet, Arrow IPC/Feather and CSV files, a folder or a glob of them")
     return paths
 
 
@@ -196,9 +194,7 @@ def _same_schema(first: pa.Schema | None, other: pa.Schema, first_path: str, pat
         found = other.field(field.name)
         if guessed:  # a CSV's types are guesses from its first block, so whole numbers may meet decimal ones
             with suppress(pa.ArrowException):
-                field = found = pa.unify_schemas(
-                    [pa.schema([field]), pa.schema([found])], promote_options="permissive"
-                ).field(0)
+                field = found = pa.unify_schemas([pa.schema([field]), pa.schema([found])], promote_options="permissive").field(0)
         if found.type != field.type:
             raise DataError(f"{path}: column '{field.name}' has type {found.type}, but {field.type} in {first_path}")
         fields.append(field)

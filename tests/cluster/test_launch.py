@@ -11,7 +11,7 @@ import pytest
 
 from cluster.launch import IN_PROCESS, follow, launch
 from coordinator.job import JobSpec
-from coordinator.pool import PoolError
+from coordinator.dispatch import PoolError
 from coordinator.records import EpochDone, Event, Finished, Started, Summary
 from coordinator.run import Order
 from worker.errors import DataError

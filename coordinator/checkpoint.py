@@ -1,0 +1,207 @@
+"""The `[checkpoint]` section, and snapshots of a run on disk: whole or not there at all, and nothing in them that could run."""
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from coordinator.model_files import write_atomically
+from coordinator.snapshot import Progress, Snapshot
+from coordinator.update import Parameters
+from worker.arrays import Floats
+from worker.errors import require
+
+FORMAT: Final = 1
+NAME: Final = re.compile(r"round-(\d{12})\.safetensors")
+STATE_PREFIX: Final = "optimizer."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSpec:
+    """When the state of a run is written, so that it can be taken up again.
+
+    Attributes:
+        every_epochs: epochs between two checkpoints; one is also written when a run ends or is interrupted.
+        keep: newest checkpoints that are kept; that of the best epoch is kept beside them.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "forbid"}
+
+    every_epochs: int = 1
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.every_epochs >= 1, "checkpoint.every_epochs", f"must be at least 1, got {self.every_epochs}")
+        require(self.keep >= 1, "checkpoint.keep", f"must be at least 1, got {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a checkpoint belongs to.
+
+    Attributes:
+        job: the keys of the job that change the result, with their values.
+        rows: rows of the training dataset.
+        parameters: weights and biases.
+        fingerprint: of the machine that computed it.
+    """
+
+    job: dict[str, Any]
+    rows: int
+    parameters: int
+    fingerprint: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    format: int
+    origin: Origin
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A snapshot read back."""
+
+    path: Path
+    origin: Origin
+    snapshot: Snapshot
+
+
+class CheckpointError(Exception):
+    """A checkpoint is damaged, or not one of ours."""
+
+
+_HEADER = TypeAdapter(_Header)
+
+
+def encode(origin: Origin, snapshot: Snapshot) -> bytes:
+    """Return a snapshot as the bytes of a safetensors file, with a checksum over all that it says."""
+    arrays = {"weights": snapshot.parameters.weights_P}
+    arrays |= {STATE_PREFIX + name: array for name, array in snapshot.parameters.optimizer.items()}
+    if snapshot.kept_P is not snapshot.parameters.weights_P:
+        arrays["kept"] = snapshot.kept_P
+    header = _HEADER.dump_json(_Header(format=FORMAT, origin=origin, progress=snapshot.progress)).decode()
+    return save(arrays, {"isograd": header, "sha256": _checksum(header, arrays)})
+
+
+def decode(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises CheckpointError where it is not whole, or not a checkpoint."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays: dict[str, Floats] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = metadata["isograd"]
+        if metadata["sha256"] != _checksum(header, arrays):
+            raise CheckpointError("its checksum does not match its content")
+        read = _HEADER.validate_json(header, strict=True)
+        weights_P = arrays.pop("weights")
+        kept_P = arrays.pop("kept", weights_P)
+    except KeyError as error:
+        raise CheckpointError(f"it lacks {error}") from error
+    except (OSError, SafetensorError, ValidationError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(str(error).splitlines()[0]) from error
+    if read.format != FORMAT:
+        raise CheckpointError(f"it has format {read.format}, not {FORMAT}")
+    shapes = {array.shape for array in (weights_P, kept_P, *arrays.values())}
+    if shapes != {(read.origin.parameters,)}:
+        raise CheckpointError("its arrays do not have the network's size")
+    state = {name.removeprefix(STATE_PREFIX): array for name, array in arrays.items()}
+    return Checkpoint(path, read.origin, Snapshot(read.progress, Parameters(weights_P, state), kept_P))
+
+
+def _checksum(header: str, arrays: Mapping[str, Floats]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(arrays):
+        digest.update(f"\0{name}\0{arrays[name].dtype.str}\0{arrays[name].shape}\0".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest whole checkpoint of a folder, and a sentence for each newer one that was passed over."""
+    passed_over: list[str] = []
+    for _, path in sorted(_numbered(folder), reverse=True):
+        try:
+            return decode(path), passed_over
+        except CheckpointError as error:
+            passed_over.append(f"{path} was passed over: {error}")
+    return None, passed_over
+
+
+def superfluous(rounds: Iterable[int], keep: int, best: int | None) -> list[int]:
+    """Return which checkpoints, by their rounds, may go: all but the newest `keep` and that of the best epoch."""
+    ordered = sorted(rounds)
+    return [number for number in ordered[:-keep] if number != best]
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    found = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
+    return [(int(match[1]), path) for match, path in found if match is not None]
+
+
+class CheckpointWriter:
+    """Writes snapshots in a thread of its own, beside training. A snapshot that waits is replaced by a newer one."""
+
+    def __init__(self, folder: Path, spec: CheckpointSpec, origin: Origin) -> None:
+        """Get ready to write into `folder`, which is made when it is needed."""
+        self._folder, self._spec, self._origin = folder, spec, origin
+        self._changed = threading.Condition()
+        self._waiting: Snapshot | None = None
+        self._closed = False
+        self._complaints: list[str] = []
+        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def offer(self, snapshot: Snapshot) -> None:
+        """Have the snapshot written as soon as the last one is."""
+        with self._changed:
+            self._waiting = snapshot
+            self._changed.notify_all()
+
+    def close(self, last: Snapshot | None) -> None:
+        """Write the last snapshot, if there is one, and end."""
+        with self._changed:
+            self._waiting = last or self._waiting
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def complaints(self) -> list[str]:
+        """Return what has gone wrong since the last time this was asked."""
+        with self._changed:
+            told, self._complaints = self._complaints, []
+        return told
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None or self._closed)
+                snapshot, self._waiting = self._waiting, None
+                if snapshot is None:
+                    return
+            try:
+                self._write(snapshot)
+            except OSError as error:
+                with self._changed:
+                    self._complaints.append(
+                        f"the checkpoint of round {snapshot.progress.rounds} could not be written: {error.strerror or error}; "
+                        "training goes on, and earlier checkpoints are whole"
+                    )
+
+    def _write(self, snapshot: Snapshot) -> None:
+        self._folder.mkdir(exist_ok=True)
+        rounds = snapshot.progress.rounds
+        write_atomically(self._folder / f"round-{rounds:012d}.safetensors", encode(self._origin, snapshot))
+        best = snapshot.progress.kept.round if snapshot.progress.kept else None
+        paths = dict(_numbered(self._folder))
+        for number in superfluous(paths, self._spec.keep, best):
+            paths[number].unlink(missing_ok=True)

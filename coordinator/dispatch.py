@@ -1,0 +1,121 @@
+"""Between crew and pool: the loop that carries out the crew's instructions and tells it what happened."""
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Final
+
+from coordinator.crew import Crew, Give, Instruction, Job, Joined, Lost, Shards
+from coordinator.pool import Pool, WorkersSpec
+from worker.arrays import Floats
+from worker.messages import Answer, PrepareShards, Task
+
+REMEMBERED: Final = 32
+"""Jobs of a kind whose durations are remembered."""
+
+PATIENCE_FACTOR: Final = 10.0
+
+
+class PoolError(RuntimeError):
+    """The workers can't go on: too few of them, one slice that they all die of, or the cluster failed."""
+
+
+def patience(recent: Sequence[float], floor: float) -> float | None:
+    """Return how long to wait for an answer, given how long the last such jobs took; None where nothing is known yet."""
+    return max(floor, PATIENCE_FACTOR * max(recent)) if recent else None
+
+
+class Dispatcher:
+    """Has the workers of a pool do one job after the other."""
+
+    def __init__(self, pool: Pool, spec: WorkersSpec, shards: int, inspect: Callable[[int, dict[str, str]], str | None]) -> None:
+        """Make a crew for so many shards, without members yet.
+
+        Args:
+            pool: the workers.
+            spec: how many of them, and how long to wait.
+            shards: S.
+            inspect: is shown the number and fingerprint of each worker that joins; returns a warning, or None, or raises.
+        """
+        self._inspect = inspect
+        self._notices: list[str] = []
+        self._pool = pool
+        self._spec = spec
+        self.crew = Crew(shards)
+        self._durations: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+
+    def assemble(self) -> None:
+        """Wait until there are as many workers as the run is to begin with. Raises PoolError where they don't come."""
+        self._await_members(self._spec.first)
+
+    def learn_to_load(self, load: Callable[[Shards], PrepareShards]) -> None:
+        """Have every worker hold its shards, and from now on whatever becomes its."""
+        self.crew.learn_to_load(load)
+        self._run(Job(None), None)
+
+    def notices(self) -> list[str]:
+        """Return what the user should know since the last time this was asked."""
+        told, self._notices = self._notices, []
+        return told
+
+    def publish(self, weights_P: Floats) -> None:
+        """Make these the weights of the jobs from now on."""
+        self._pool.publish(weights_P)
+
+    def ask(self, kind: str, task: Callable[[Shards], Task], *, rows: bool = True) -> list[Answer]:
+        """Return the answers to a task that together cover every shard once, whoever gave them.
+
+        Args:
+            kind: names the job, to know how long such jobs take.
+            task: makes the task for some shards.
+            rows: whether workers must hold the shards.
+
+        Raises:
+            PoolError: too few workers are left, or a shard costs one worker after the other.
+            UserError: a worker raised it.
+        """
+        recent = self._durations[kind]
+        began, lost = monotonic(), self.crew.lost
+        answers = self._run(Job(task, rows), patience(recent, self._spec.deadline_seconds))
+        if self.crew.lost == lost:
+            recent.append(monotonic() - began)
+        return answers
+
+    def _run(self, job: Job, patience: float | None) -> list[Answer]:
+        if self.crew.members < self._spec.least:
+            self._await_members(self._spec.least)
+        self._carry_out(self.crew.begin(job), patience)
+        while not self.crew.done:
+            if self.crew.members:
+                self._listen(self._spec.wait_seconds, patience)
+            else:
+                self._await_members(1, patience)
+        return self.crew.answers
+
+    def _await_members(self, wanted: int, patience: float | None = None) -> None:
+        until = monotonic() + self._spec.wait_seconds
+        while self.crew.members < wanted:
+            left = until - monotonic()
+            if left <= 0:
+                raise PoolError(
+                    f"the cluster placed {self.crew.members} of {wanted} workers of {self._spec.cpus:g} CPUs within "
+                    f"{self._spec.wait_seconds:g} s; ask for fewer or smaller workers, or raise workers.wait_seconds"
+                )
+            self._listen(left, patience)
+
+    def _listen(self, seconds: float, patience: float | None) -> None:
+        for event in self._pool.wait(seconds):
+            match event:
+                case Joined(worker, fingerprint):
+                    warning = self._inspect(worker, fingerprint)
+                    self._notices += [warning] if warning is not None else []
+                case Lost(worker, cause):
+                    self._notices.append(f"worker {worker} was lost: {cause}; the others take over its shards")
+            self._carry_out(self.crew.on(event), patience)
+
+    def _carry_out(self, instructions: list[Instruction], patience: float | None) -> None:
+        for instruction in instructions:
+            if not isinstance(instruction, Give):
+                raise PoolError(instruction.reason)
+            load = isinstance(instruction.task, PrepareShards)
+            self._pool.submit(instruction.worker, instruction.task, None if load else patience)

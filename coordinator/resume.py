@@ -1,0 +1,61 @@
+"""Taking up a run: which checkpoint, and whether it belongs to the job as it is now."""
+
+from pathlib import Path
+
+from coordinator.checkpoint import Checkpoint, Origin, newest
+from coordinator.job import JobSpec
+from worker.errors import JobError, UserError
+
+
+def find_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest whole checkpoint, and warnings about those that are not.
+
+    Raises:
+        UserError: there are checkpoints, but none of them is whole.
+    """
+    checkpoint, warnings = newest(folder)
+    if checkpoint is None and warnings:
+        raise UserError(f"--resume: no checkpoint is whole: {'; '.join(warnings)}; begin a new run in another directory")
+    return checkpoint, warnings
+
+
+def check_origin(checkpoint: Checkpoint, now: Origin, job: JobSpec) -> list[str]:
+    """Return warnings about taking up a checkpoint.
+
+    Raises:
+        JobError: the job differs in a key that changes the result, the dataset has changed, or fewer rounds are asked for
+            than are done.
+    """
+    before = checkpoint.origin
+    for key in sorted(before.job.keys() | now.job.keys()):
+        old, new = before.job.get(key), now.job.get(key)
+        if old != new:
+            raise JobError(
+                key,
+                f"the run was begun with {_shown(old)}; {_shown(new)} would change its result: set it back, or begin a new run",
+            )
+    if before.rows != now.rows:
+        raise JobError(
+            "data.train", f"had {before.rows:,} rows when the run was begun, and now has {now.rows:,}; restore the data"
+        )
+    warning = compare_fingerprints(now.fingerprint, before.fingerprint, "the run was begun on", job)
+    return [warning] if warning else []
+
+
+def compare_fingerprints(ours: dict[str, str], other: dict[str, str], what: str, job: JobSpec) -> str | None:
+    """Return a warning where two fingerprints differ, None where they agree.
+
+    Raises:
+        JobError: they differ, and the job is strict about it.
+    """
+    differing = [key for key in sorted(ours.keys() | other.keys()) if ours.get(key) != other.get(key)]
+    if not differing:
+        return None
+    told = ", ".join(f"{key} {other.get(key)} (here: {ours.get(key)})" for key in differing)
+    if job.job.reproducible == "strict":
+        raise JobError("job.reproducible", f"{what} {told}, where the bits may differ; use the same, or reproducible = 'warn'")
+    return f"{what} {told}: the bits may differ"
+
+
+def _shown(value: object) -> str:
+    return "no value" if value is None else repr(value)

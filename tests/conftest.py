@@ -1,0 +1,108 @@
+"""Small datasets and jobs that the tests share."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from time import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tomli_w
+from hypothesis import settings
+
+from coordinator.job import load_job
+from coordinator.pool import InProcessPool, Pool
+from coordinator.records import Event, Finished, Summary
+from coordinator.run import Order, run
+from worker.blas import one_thread
+
+# How fast an example runs says nothing about the code on a busy machine.
+settings.register_profile("isograd", deadline=None)
+settings.load_profile("isograd")
+
+Document = dict[str, dict[str, Any]]
+
+
+@pytest.fixture
+def write_table(tmp_path: Path) -> Callable[[str, Mapping[str, Any]], Path]:
+    """Writes columns as a Parquet file of several row groups into `tmp_path`."""
+
+    def write(name: str, columns: Mapping[str, Any]) -> Path:
+        pq.write_table(pa.table(dict(columns)), tmp_path / name, row_group_size=16)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def blobs_job(write_table: Callable[[str, Mapping[str, Any]], Path]) -> Document:
+    """A job on three separable clusters: 61 rows x0..x3 with the text label `kind`, in blobs.parquet beside the job file."""
+    kind_N = np.arange(61) % 3
+    x_NI = 3.0 * np.eye(3, 4)[kind_N] + 0.5 * np.random.default_rng(1).normal(size=(61, 4))
+    columns = {f"x{place}": x_NI[:, place] for place in range(4)}
+    write_table("blobs.parquet", columns | {"kind": np.array(["ant", "bee", "cat"])[kind_N]})
+    return {
+        "job": {"name": "blobs", "seed": 7},
+        "data": {"train": "blobs.parquet", "label": "kind", "shards": 5},
+        "model": {"task": "classification", "hidden": [6]},
+        "optimizer": {"name": "momentum", "learning_rate": 0.1},
+        "training": {"batch_size": 16, "epochs": 3},
+    }
+
+
+@pytest.fixture
+def waves_job(write_table: Callable[[str, Mapping[str, Any]], Path]) -> Document:
+    """A job on a smooth regression: 53 rows x0..x2 with the targets y0 and y1, in waves.parquet beside the job file."""
+    x_NI = np.random.default_rng(2).uniform(-2, 2, (53, 3))
+    columns = {f"x{place}": x_NI[:, place] for place in range(3)}
+    write_table("waves.parquet", columns | {"y0": np.sin(x_NI.sum(axis=1)), "y1": x_NI[:, 0] * x_NI[:, 1]})
+    return {
+        "job": {"name": "waves", "seed": 11},
+        "data": {"train": "waves.parquet", "label": ["y0", "y1"], "shards": 5},
+        "model": {"task": "regression", "hidden": [6], "activation": "tanh"},
+        "optimizer": {"name": "sgd", "learning_rate": 0.05},
+        "training": {"batch_size": 16, "epochs": 3},
+    }
+
+
+@pytest.fixture
+def begin_job(tmp_path: Path) -> Callable[..., Iterator[Event]]:
+    """Runs a job in this process, event by event, each call into a run directory of its own.
+
+    Takes the job's document, overrides by dotted key, and as keywords a pool (else as many workers in this process as the
+    job asks for) and `interrupted`.
+    """
+    runs = 0
+
+    def begin(
+        document: Document,
+        overrides: Mapping[str, object] | None = None,
+        *,
+        pool: Pool | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Event]:
+        nonlocal runs
+        runs += 1
+        path = tmp_path / "job.toml"
+        path.write_text(tomli_w.dumps(document))
+        job = load_job(path, overrides or {})
+        order = Order(job, tmp_path / f"run-{runs}", time())
+        with one_thread():
+            yield from run(order, pool or InProcessPool(job.workers.count), interrupted)
+
+    return begin
+
+
+@pytest.fixture
+def run_job(begin_job: Callable[..., Iterator[Event]]) -> Callable[..., tuple[list[Event], Summary]]:
+    """Runs a job to its end, taking what `begin_job` takes, and returns its events and summary."""
+
+    def call(*arguments: Any, **options: Any) -> tuple[list[Event], Summary]:
+        events = list(begin_job(*arguments, **options))
+        last = events[-1]
+        assert isinstance(last, Finished)
+        return events, last.summary
+
+    return call
