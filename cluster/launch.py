@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import ray
+import ray._private.worker as ray_worker
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from cluster.ray_pool import RayPool, first_line
@@ -123,6 +124,10 @@ def connect(address: str, workers: WorkersSpec, *, debug: bool) -> None:
         # More workers than cores are slow, but what they compute is the same.
         needed = ceil(workers.most * workers.cpus)
         options |= {"num_cpus": max(os.cpu_count() or 1, needed), "include_dashboard": False}
+    if not debug:
+        # Ray prints a paragraph on stdout for every worker that dies, and has no setting against it; deaths are told
+        # as events of the run.
+        ray_worker.print_to_stdstream = lambda *_, **__: None
     on_sigterm = signal.getsignal(signal.SIGTERM)  # which ray.init replaces
     try:
         ray.init(**options)

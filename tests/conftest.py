@@ -90,7 +90,7 @@ def begin_job(tmp_path: Path) -> Callable[..., Iterator[Event]]:
         job = load_job(path, overrides or {})
         order = Order(job, tmp_path / f"run-{runs}", time())
         with one_thread():
-            yield from run(order, pool or InProcessPool(job.workers.count), interrupted)
+            yield from run(order, pool or InProcessPool(job.workers.most), interrupted)
 
     return begin
 

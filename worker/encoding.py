@@ -6,7 +6,7 @@ Shapes: N rows, F inputs (flattened features), O outputs.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from worker.arrays import AnyArray, Floats, Integers
 from worker.data import Column, Columns, Scale
 from worker.errors import DataError, require
 from worker.model import ModelSpec, Task
+
+BLOCK_ROWS: Final = 256
+"""Rows converted and scaled at once."""
 
 Label = int | str | bool
 Where = Callable[[int], str]
@@ -140,12 +143,9 @@ class Encoding:
 
     def features(self, table: pa.Table, where: Where, dtype: str) -> Floats:
         """Return the scaled features (N, F). Raises DataError for nulls and values that are not finite."""
-        values_NF = numbers(table, self.columns.features, where, "float64" if self.shift else dtype)
         if self.shift is None or self.scale is None:
-            return values_NF
-        np.subtract(values_NF, self.shift, out=values_NF)
-        np.divide(values_NF, self.scale, out=values_NF)
-        return values_NF.astype(dtype, copy=False)
+            return numbers(table, self.columns.features, where, dtype)
+        return numbers(table, self.columns.features, where, dtype, (np.array(self.shift), np.array(self.scale)))
 
     def class_numbers(self, table: pa.Table, where: Where) -> Integers:
         """Return the class number of each row's label (N,). Raises DataError for nulls and unknown classes."""
@@ -210,26 +210,50 @@ def scan_sum(scans: Iterable[Scan]) -> Scan:
     return reduce(Scan.__add__, scans)
 
 
-def numbers(table: pa.Table, columns: tuple[Column, ...], where: Where, dtype: str) -> Floats:
+def numbers(
+    table: pa.Table,
+    columns: tuple[Column, ...],
+    where: Where,
+    dtype: str,
+    scaling: tuple[Floats, Floats] | None = None,
+) -> Floats:
     """Return the columns' values side by side (N, F), lists flattened.
 
-    Raises DataError for a null, or for a value that is not a finite number in `dtype`.
+    Args:
+        table: N rows.
+        columns: which columns, in order.
+        where: names a row for an error.
+        dtype: of the result.
+        scaling: what to subtract from each value and then to divide by, (F,) each, in float64.
+
+    Raises:
+        DataError: a value is null, or not a finite number in `dtype`.
     """
-    width = sum(column.width or 1 for column in columns)
-    values_NF = np.empty((table.num_rows, width), dtype)
-    place = 0
-    for column in columns:
-        part = values_NF[:, place : place + (column.width or 1)]
-        with np.errstate(over="ignore"):
-            part[...] = _column_numbers(table, column, where)
-        if not np.isfinite(part).all():
-            row, entry = np.argwhere(~np.isfinite(part))[0]
-            raise DataError(
-                f"{where(int(row))}, column '{column.names[entry]}': {_shown(table, column, int(row), int(entry))} "
-                f"is not a finite {dtype} number; mend or leave out the row"
-            )
-        place += column.width or 1
+    parts = [_column_numbers(table, column, where) for column in columns]
+    values_NF = np.empty((table.num_rows, sum(part.shape[1] for part in parts)), dtype)
+    scratch_BF = np.empty((min(BLOCK_ROWS, len(values_NF)), values_NF.shape[1])) if scaling is not None else None
+    # A block at a time, so that it stays in the cache from the first pass over it to the last.
+    for first in range(0, len(values_NF), BLOCK_ROWS):
+        block_BF = values_NF[first : first + BLOCK_ROWS]
+        raw_BF = block_BF if scratch_BF is None else scratch_BF[: len(block_BF)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.concatenate([part[first : first + BLOCK_ROWS] for part in parts], axis=1, out=raw_BF, casting="same_kind")
+            if scaling is not None:
+                np.subtract(raw_BF, scaling[0], out=raw_BF)
+                np.divide(raw_BF, scaling[1], out=block_BF, casting="same_kind")
+        if not np.isfinite(block_BF).all():
+            row, place = (int(index) for index in np.argwhere(~np.isfinite(block_BF))[0])
+            raise _not_finite(table, columns, where, first + row, place, dtype)
     return values_NF
+
+
+def _not_finite(table: pa.Table, columns: tuple[Column, ...], where: Where, row: int, place: int, dtype: str) -> DataError:
+    column, entry = [(column, entry) for column in columns for entry in range(column.width or 1)][place]
+    value = table.column(column.name)[row].as_py()
+    shown = value if column.width is None else value[entry]
+    return DataError(
+        f"{where(row)}, column '{column.names[entry]}': {shown} is not a finite {dtype} number; mend or leave out the row"
+    )
 
 
 def _column_numbers(table: pa.Table, column: Column, where: Where) -> AnyArray:
@@ -248,11 +272,6 @@ def _column_numbers(table: pa.Table, column: Column, where: Where) -> AnyArray:
         values = values.cast(pa.float64())
     array: AnyArray = values.to_numpy(zero_copy_only=False)
     return array.reshape(len(table), column.width or 1)
-
-
-def _shown(table: pa.Table, column: Column, row: int, entry: int) -> object:
-    value = table.column(column.name)[row].as_py()
-    return value if column.width is None else value[entry]
 
 
 def label_values(table: pa.Table, column: Column, where: Where) -> pa.Array:

@@ -24,7 +24,7 @@ from worker.messages import (
     Task,
 )
 from worker.network import ErrorSums, GradientSum, Network
-from worker.shard import EVALUATION_ROWS, Gatherer, Shard, make_shard, split_of, table_of
+from worker.shard import EVALUATION_ROWS, Gatherer, Shard, make_shard, read_shards, split_of
 from worker.sources import count_rows
 from worker.streams import Purpose, stream
 from worker.tree import Node, cover, tree_sum
@@ -70,31 +70,28 @@ class Worker:
     def scan(self, task: ScanShards) -> Scans:
         """Read the shards, keep them for a while, and return what the encoding must know of them."""
         setup = task.setup
+        self._tables |= read_shards(setup, task.shards)
         scans: Scans = {}
         for shard in task.shards:
-            table = self._tables[shard] = table_of(setup, shard)
             start, _ = setup.plan.shard_range(shard)
             training, _ = setup.plan.split(shard)
 
             def where(row: int, start: int = start, training: Integers = training) -> str:
                 return setup.train.where(start + int(training[row]))
 
+            table = self._tables[shard]
             rows = table if len(training) == table.num_rows else table.take(training)
             scans[shard] = scan_rows(rows, setup.columns, setup.scale, setup.model, where)
         return scans
 
     def _prepare(self, task: PrepareShards) -> None:
-        held = self._held or _Held(task.setup, task.encoding)
-        shards: dict[int, Shard] = {}
-        for number in task.shards:
-            if number in held.shards:
-                shards[number] = held.shards[number]
-                continue
-            table = self._tables.pop(number, None)
-            shards[number] = make_shard(
-                task.setup, number, table_of(task.setup, number) if table is None else table, task.encoding
-            )
-        held.shards = shards
+        setup, held = task.setup, self._held or _Held(task.setup, task.encoding)
+        lacking = [shard for shard in task.shards if shard not in held.shards]
+        tables = {shard: self._tables.pop(shard) for shard in lacking if shard in self._tables}
+        tables |= read_shards(setup, [shard for shard in lacking if shard not in tables])
+        validation = read_shards(setup, lacking, "validation") if setup.validation is not None else {}
+        made = {shard: make_shard(setup, shard, tables[shard], validation.get(shard), task.encoding) for shard in lacking}
+        held.shards = {shard: made[shard] if shard in made else held.shards[shard] for shard in task.shards}
         self._held = held
         self._tables.clear()
 

@@ -1,5 +1,6 @@
 """One shard held in memory: its rows as arrays, and slices of them gathered into reused buffers."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,25 +40,53 @@ class Shard:
     validation_order: Integers
 
 
-def table_of(setup: Setup, shard: int) -> pa.Table:
-    """Read the shard's rows of the training dataset."""
-    return read_rows(setup.train, *setup.plan.shard_range(shard), setup.columns.needed)
+def read_shards(setup: Setup, shards: Iterable[int], split: Split = "train") -> dict[int, pa.Table]:
+    """Read shards of the training dataset, or of the validation dataset where that is one of its own.
+
+    Neighbours are read in one go, so that a row group that they share is decoded once.
+    """
+    source = setup.train if split == "train" or setup.validation is None else setup.validation
+    ranges = shard_ranges(source.rows, setup.plan.shards)
+    tables: dict[int, pa.Table] = {}
+    for run in consecutive(shards):
+        start = ranges[run[0]][0]
+        table = read_rows(source, start, ranges[run[-1]][1], setup.columns.needed)
+        tables |= {shard: table.slice(ranges[shard][0] - start, ranges[shard][1] - ranges[shard][0]) for shard in run}
+    return tables
 
 
-def make_shard(setup: Setup, number: int, table: pa.Table, encoding: Encoding) -> Shard:
-    """Encode a shard that was read. Raises DataError for rows that can't be encoded."""
-    start, _ = setup.plan.shard_range(number)
+def consecutive(numbers: Iterable[int]) -> list[list[int]]:
+    """Return the numbers in runs without a gap."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
+
+
+def make_shard(setup: Setup, number: int, table: pa.Table, validation: pa.Table | None, encoding: Encoding) -> Shard:
+    """Encode a shard that was read. Raises DataError for rows that can't be encoded.
+
+    Args:
+        setup: the run.
+        number: of the shard.
+        table: its rows of the training dataset.
+        validation: its rows of the validation dataset; None where there is none of its own.
+        encoding: how rows become arrays.
+    """
     training, held_out = setup.plan.split(number)
-    rows = _encode(setup, setup.train, table, start, encoding)
-    if setup.validation is None:
+    rows = _encode(setup, setup.train, number, table, encoding)
+    if setup.validation is None or validation is None:
         return Shard(number, rows, training, rows, held_out)
-    first, last = shard_ranges(setup.validation.rows, setup.plan.shards)[number]
-    table = read_rows(setup.validation, first, last, setup.columns.needed)
-    validation = _encode(setup, setup.validation, table, first, encoding)
-    return Shard(number, rows, training, validation, np.arange(len(validation)))
+    validation_rows = _encode(setup, setup.validation, number, validation, encoding)
+    return Shard(number, rows, training, validation_rows, np.arange(len(validation_rows)))
 
 
-def _encode(setup: Setup, source: Source, table: pa.Table, start: int, encoding: Encoding) -> Rows:
+def _encode(setup: Setup, source: Source, number: int, table: pa.Table, encoding: Encoding) -> Rows:
+    start, _ = shard_ranges(source.rows, setup.plan.shards)[number]
+
     def where(row: int) -> str:
         return source.where(start + row)
 

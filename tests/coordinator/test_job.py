@@ -49,7 +49,7 @@ def message_of(error: JobError) -> str:
 # The key that the message must begin with, what it must tell, and the tables that are at fault.
 UNKNOWN = [
     ("optimiser", "unknown section; did you mean 'optimizer'", document(optimiser={"name": "sgd"})),
-    ("zebra", "Known are job, data, model, optimizer, training, stopping, metrics, workers", document(zebra={})),
+    ("zebra", "Known are job, data, model, optimizer, training, stopping, ", document(zebra={})),
     ("training.epoch", "unknown key; did you mean 'epochs'", document(training={"epoch": 3})),
     ("job.nmae", "did you mean 'name'", {**document(), "job": {"nmae": "small"}}),
     ("data.lable", "did you mean 'label'", {**without("data", "label"), "data": {"train": "t", "lable": "y"}}),
@@ -64,6 +64,8 @@ UNKNOWN = [
     ("optimizer.name", "did you mean 'adam'?", document(optimizer={"name": "adaam"})),
     ("optimizer.schedule.name", "did you mean 'cosine'?", document(optimizer={"schedule": {"name": "cosin"}})),
     ("data.scale", "did you mean 'standard'?", document(data={"scale": "standart"})),
+    ("checkpoint.every_epoch", "did you mean 'every_epochs'", document(checkpoint={"every_epoch": 2})),
+    ("job.reproducible", "did you mean 'strict'?", document(job={"reproducible": "stricct"})),
     ("training.keep", "accepted: 'best', 'last'", document(training={"keep": "first"})),
 ]
 MISSING = [
@@ -150,6 +152,11 @@ RANGES = [
     ("metrics.linger_seconds", "0 or more", document(metrics={"linger_seconds": -1})),
     ("metrics.linger_seconds", "0 or more", document(metrics={"linger_seconds": float("inf")})),
     ("workers.count", "at least 1, got 0", document(workers={"count": 0})),
+    ("workers.min", "at least 1, got 0", document(workers={"min": 0})),
+    ("workers.max", "at least 1, got -1", document(workers={"max": -1})),
+    ("workers.deadline_seconds", "above 0, got 0.0", document(workers={"deadline_seconds": 0})),
+    ("checkpoint.every_epochs", "at least 1, got 0", document(checkpoint={"every_epochs": 0})),
+    ("checkpoint.keep", "at least 1, got 0", document(checkpoint={"keep": 0})),
     ("workers.cpus", "above 0, got 0.0", document(workers={"cpus": 0})),
     ("workers.wait_seconds", "above 0, got 0.0", document(workers={"wait_seconds": 0})),
 ]
@@ -192,6 +199,10 @@ CONTRADICTIONS = [
         document(model={"task": "regression"}, stopping={"all_correct": True}),
     ),
     ("workers.count", "5 workers can't share 4 shards", document(data={"shards": 4}, workers={"count": 5})),
+    ("workers.max", "5 workers can't share 4 shards", document(data={"shards": 4}, workers={"max": 5})),
+    ("workers.count", "use either count, or min and max", document(workers={"count": 2, "min": 1})),
+    ("workers.count", "use either count, or min and max", document(workers={"count": 2, "max": 3})),
+    ("workers.min", "3 is more than workers.max = 2", document(workers={"min": 3, "max": 2})),
 ]
 
 
@@ -361,9 +372,7 @@ share = st.floats(0, 1, exclude_max=True)
 text = st.text(st.characters(codec="utf-8"), min_size=1)
 
 
-def table(
-    required: dict[str, st.SearchStrategy[Any]], **optional: st.SearchStrategy[Any]
-) -> st.SearchStrategy[dict[str, Any]]:
+def table(required: dict[str, st.SearchStrategy[Any]], **optional: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(required, optional=optional)
 
 
@@ -401,9 +410,7 @@ optimizers = st.one_of(
 )
 documents = table(
     {
-        "job": table(
-            {"name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)}, seed=st.integers(0, 2**63 - 1)
-        ),
+        "job": table({"name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)}, seed=st.integers(0, 2**63 - 1)),
         "data": table(
             {"train": text, "label": text | st.lists(text, min_size=1)},
             validation=text | st.floats(0.01, 0.99),
@@ -412,13 +419,12 @@ documents = table(
             scale=st.sampled_from(["none", "standard", "minmax"]),
         ),
         "model": models,
-        "training": table(
-            {"rounds": st.integers(1, 2**40)}, epochs=st.integers(1, 99), keep=st.sampled_from(["best", "last"])
-        ),
+        "training": table({"rounds": st.integers(1, 2**40)}, epochs=st.integers(1, 99), keep=st.sampled_from(["best", "last"])),
     },
     optimizer=optimizers,
     stopping=table({}, target_loss=share, patience=st.integers(1, 9), max_seconds=positive),
     metrics=table({}, port=st.integers(0, 65535), sd_dir=text, linger_seconds=share),
+    checkpoint=table({}, every_epochs=st.integers(1, 9), keep=st.integers(1, 9)),
     workers=table({}, count=st.integers(1, 3), cpus=positive, wait_seconds=positive),
 )
 

@@ -157,9 +157,7 @@ def test_a_port_in_use_is_refused_before_anything_is_made(begin_job: Begin, blob
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blobs.parquet", "job.toml"]
 
 
-def test_the_endpoint_is_announced_to_prometheus_while_it_stands(
-    begin_job: Begin, blobs_job: Document, tmp_path: Path
-) -> None:
+def test_the_endpoint_is_announced_to_prometheus_while_it_stands(begin_job: Begin, blobs_job: Document, tmp_path: Path) -> None:
     (tmp_path / "sd").mkdir()
     events = begin_job(blobs_job, {"metrics.port": 0, "metrics.sd_dir": "sd"})
     url = start(events)

@@ -79,9 +79,7 @@ def test_the_weights_are_named_arrays_of_plain_bytes_with_the_digest_of_those_by
 
     arrays = parse_safetensors((folder / "model.safetensors").read_bytes())
 
-    assert {name: array.shape for name, array in arrays.items()} == dict(
-        zip(NAMES, [(4, 3), (4,), (2, 4), (2,)], strict=True)
-    )
+    assert {name: array.shape for name, array in arrays.items()} == dict(zip(NAMES, [(4, 3), (4,), (2, 4), (2,)], strict=True))
     digest = hashlib.sha256(b"".join(arrays[name].tobytes() for name in NAMES)).hexdigest()
     assert json.loads((folder / "model.json").read_text())["weights_digest"] == weights_digest(weights_of(dtype)) == digest
 

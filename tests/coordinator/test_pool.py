@@ -1,69 +1,65 @@
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from coordinator.pool import Answered, Crew, InProcessPool, Lost, PoolError, share_out
-from coordinator.pool import Event as PoolEvent
-from coordinator.records import Event, Summary
+from coordinator.crew import Answered, Joined, Lost
+from coordinator.crew import Event as PoolEvent
+from coordinator.dispatch import PoolError
+from coordinator.pool import InProcessPool, WorkersSpec
+from coordinator.records import Event, Finished, Noticed, RoundDone, Summary
 from worker.arrays import Floats
-from worker.messages import Answer, ComputeGradients, CountRows, Task
+from worker.blas import fingerprint
+from worker.engine import Worker
+from worker.messages import Answer, ComputeGradients, CountRows, PrepareShards, Task
 from worker.network import GradientSum
 
 Document = dict[str, dict[str, Any]]
+Begin = Callable[..., Iterator[Event]]
+Run = Callable[..., tuple[list[Event], Summary]]
+Fate = Callable[[int, Task], str | None]
 
 
 class ScriptedPool:
-    """A pool that takes every task and gives the scripted events, a list a wait."""
+    """Workers as a network shows them: the last to be asked answers first, and all that is sent is a read-only copy.
 
-    def __init__(self, workers: tuple[int, ...], *script: list[PoolEvent]) -> None:
-        self.workers = workers
-        self.tasks: list[tuple[int, Task]] = []
-        self._script = iter(script)
+    `dies` is asked for the cause of death of each worker that is given a task; `joins` are the numbers of the workers that
+    come when the slices of a round are asked for.
+    """
 
-    def publish(self, weights_P: Floats) -> None:
-        raise AssertionError("these tests need no weights")
-
-    def submit(self, worker: int, task: Task) -> None:
-        self.tasks.append((worker, task))
-
-    def wait(self) -> list[PoolEvent]:
-        return next(self._script)
-
-    def close(self) -> None:
-        pass
-
-
-class RemotePool:
-    """Workers as the network shows them: the last to be asked answers first, and all arrays are read-only copies."""
-
-    def __init__(self, workers: int) -> None:
-        self._inner = InProcessPool(workers)
-        self.workers = self._inner.workers
+    def __init__(self, workers: int, dies: Fate = lambda worker, task: None, joins: dict[int, list[int]] | None = None) -> None:
+        self._workers: dict[int, Worker] = {}
         self._events: list[PoolEvent] = []
+        self._dies, self._joins = dies, dict(joins or {})
+        self._weights_P: Floats | None = None
+        self._come(list(range(workers)))
+
+    def _come(self, numbers: list[int]) -> None:
+        self._workers |= {number: Worker() for number in numbers}
+        self._events += [Joined(number, fingerprint()) for number in numbers]
 
     def publish(self, weights_P: Floats) -> None:
-        copy_P = weights_P.copy()
-        copy_P.setflags(write=False)
-        self._inner.publish(copy_P)
+        self._weights_P = weights_P.copy()
+        self._weights_P.setflags(write=False)
 
-    def submit(self, worker: int, task: Task) -> None:
-        self._inner.submit(worker, pickle.loads(pickle.dumps(task)))
-        self._events += self._inner.wait()
+    def submit(self, worker: int, task: Task, patience: float | None) -> None:
+        if isinstance(task, ComputeGradients):
+            self._come(self._joins.pop(task.round, []))
+        cause = self._dies(worker, task)
+        if cause is not None:
+            del self._workers[worker]
+            self._events.append(Lost(worker, cause))
+        else:
+            answer = self._workers[worker].run(pickle.loads(pickle.dumps(task)), self._weights_P)
+            self._events.append(Answered(worker, read_only(pickle.loads(pickle.dumps(answer)))))
 
-    def wait(self) -> list[PoolEvent]:
-        event = self._events.pop()
-        assert isinstance(event, Answered)
-        return [replace(event, answer=read_only(pickle.loads(pickle.dumps(event.answer))))]
+    def wait(self, seconds: float) -> list[PoolEvent]:
+        return [self._events.pop()] if self._events else []
 
     def close(self) -> None:
-        self._inner.close()
+        self._workers.clear()
 
 
 def read_only(answer: Answer) -> Answer:
@@ -73,84 +69,110 @@ def read_only(answer: Answer) -> Answer:
     return answer
 
 
-class LosingPool(InProcessPool):
-    """Loses worker 1 when it is to compute the slices of the third round."""
+def dies_in(kind: type[Task], *deaths: tuple[int, int]) -> Fate:
+    """A worker, and which of its tasks of a kind (from 0) is its last."""
+    tasks = dict.fromkeys((worker for worker, _ in deaths), 0)
 
-    def __init__(self, workers: int) -> None:
-        super().__init__(workers)
-        self._lost: list[PoolEvent] = []
+    def fate(worker: int, task: Task) -> str | None:
+        if worker not in tasks or not isinstance(task, kind):
+            return None
+        tasks[worker] += 1
+        return "killed" if (worker, tasks[worker] - 1) in deaths else None
 
-    def submit(self, worker: int, task: Task) -> None:
-        if isinstance(task, ComputeGradients) and task.round == 2 and worker == 1:
-            self._lost.append(Lost(1, "killed by the test"))
-        else:
-            super().submit(worker, task)
-
-    def wait(self) -> list[PoolEvent]:
-        return super().wait() + self._lost
+    return fate
 
 
-@given(shards=st.integers(1, 300), data=st.data())
-def test_shards_are_shared_out_in_contiguous_ranges_equal_to_within_one(shards: int, data: st.DataObject) -> None:
-    workers = tuple(data.draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=min(shards, 40), unique=True)))
-
-    held = share_out(shards, workers)
-
-    assert tuple(held) == workers
-    assert [shard for worker in workers for shard in held[worker]] == list(range(shards))
-    assert max(map(len, held.values())) - min(map(len, held.values())) <= 1
-
-
-def test_a_crew_gives_each_worker_its_shards_and_waits_for_every_answer() -> None:
-    pool = ScriptedPool((4, 9), [Answered(9, {"nine": 9})], [Answered(4, {"four": 4})])
-
-    answers = Crew(pool, 5).ask(lambda shards: ComputeGradients(0, shards))
-
-    assert answers == [{"nine": 9}, {"four": 4}]
-    assert pool.tasks == [(4, ComputeGradients(0, (0, 1))), (9, ComputeGradients(0, (2, 3, 4)))]
+@pytest.mark.parametrize(
+    ("spec", "first", "least", "most"),
+    [
+        (WorkersSpec(), 2, 1, 2),
+        (WorkersSpec(count=5), 5, 1, 5),
+        (WorkersSpec(min=3), 3, 3, 3),
+        (WorkersSpec(max=4), 4, 1, 4),
+        (WorkersSpec(min=2, max=7), 2, 2, 7),
+    ],
+)
+def test_how_many_workers_begin_suffice_and_are_asked_for(spec: WorkersSpec, first: int, least: int, most: int) -> None:
+    assert (spec.first, spec.least, spec.most) == (first, least, most)
 
 
-def test_one_worker_is_asked_what_needs_no_shards() -> None:
-    pool = ScriptedPool((4, 9), [Answered(4, {"a.csv": 3})])
-
-    assert Crew(pool, 5).ask_one(CountRows(("a.csv",))) == {"a.csv": 3}
-    assert pool.tasks == [(4, CountRows(("a.csv",)))]
-
-
-def test_a_lost_worker_ends_the_task_with_its_number_and_cause() -> None:
-    pool = ScriptedPool((4, 9), [Answered(4, None), Lost(9, "its node went away")])
-
-    with pytest.raises(PoolError, match=r"^worker 9 was lost: its node went away$"):
-        Crew(pool, 5).ask(lambda shards: ComputeGradients(0, shards))
-
-
-def test_a_worker_lost_in_a_round_ends_the_run(
-    begin_job: Callable[..., Iterator[Event]], blobs_job: Document, tmp_path: Path
-) -> None:
-    with pytest.raises(PoolError, match=r"^worker 1 was lost: killed by the test$"):
-        list(begin_job(blobs_job, pool=LosingPool(3)))
-
-    assert not (tmp_path / "run-1" / "summary.json").exists()
-    assert not (tmp_path / "run-1" / "model").exists()
-
-
-def test_workers_of_this_process_answer_each_task_once() -> None:
+def test_workers_of_this_process_join_once_and_answer_each_task_once() -> None:
     pool = InProcessPool(2)
-    for worker in pool.workers:
-        pool.submit(worker, CountRows(()))
+    assert pool.wait(0.0) == [Joined(0, fingerprint()), Joined(1, fingerprint())]
 
-    assert pool.wait() == [Answered(0, {}), Answered(1, {})]
-    assert pool.wait() == []
+    for worker in (1, 0):
+        pool.submit(worker, CountRows(()), None)
+
+    assert pool.wait(0.0) == [Answered(1, {}), Answered(0, {})]
+    assert pool.wait(0.0) == []
 
 
-def test_neither_the_order_of_answers_nor_read_only_arrays_change_the_weights(
-    run_job: Callable[..., tuple[list[Event], Summary]], blobs_job: Document
+@pytest.mark.parametrize(
+    ("workers", "pool", "lost"),
+    [
+        ({"count": 3}, lambda: ScriptedPool(3), 0),
+        ({"min": 1, "max": 3}, lambda: ScriptedPool(3), 0),
+        ({"count": 3}, lambda: ScriptedPool(3, joins={0: [7], 3: [8, 9]}), 0),
+        ({"count": 3}, lambda: ScriptedPool(3, dies_in(ComputeGradients, (1, 2))), 1),
+        ({"count": 3}, lambda: ScriptedPool(3, dies_in(ComputeGradients, (0, 0), (2, 5)), joins={5: [3]}), 2),
+        ({"count": 4}, lambda: ScriptedPool(4, dies_in(PrepareShards, (2, 0))), 1),
+    ],
+    ids=["all at once", "one by one", "more join", "one dies in a round", "some die and one joins", "one dies while loading"],
+)
+def test_no_fate_of_the_workers_changes_a_bit(
+    run_job: Run, blobs_job: Document, workers: dict[str, int], pool: Callable[[], ScriptedPool], lost: int
 ) -> None:
-    _, near = run_job(blobs_job, {"data.validation": 0.2})
-    _, far = run_job(blobs_job, {"data.validation": 0.2}, pool=RemotePool(3))
+    overrides = {"data.validation": 0.2, "model.dropout": 0.2}
+    undisturbed, expected = run_job(blobs_job, overrides | {"workers.count": 1})
 
-    assert far.workers == 3
-    assert far.weights_digest == near.weights_digest
-    assert far.train == near.train
-    assert far.validation == near.validation
-    assert np.isfinite(near.train.loss)
+    events, summary = run_job(blobs_job, overrides | {"workers": workers}, pool=pool())
+
+    assert summary.weights_digest == expected.weights_digest
+    assert (summary.train, summary.validation) == (expected.train, expected.validation)
+    assert [(event.loss, event.gradient_norm) for event in events if isinstance(event, RoundDone)] == [
+        (event.loss, event.gradient_norm) for event in undisturbed if isinstance(event, RoundDone)
+    ]
+    assert summary.rows_trained == summary.rows_expected == expected.rows_trained
+    assert summary.worker_failures == lost
+
+
+def test_the_user_is_told_which_worker_was_lost_and_why(run_job: Run, blobs_job: Document) -> None:
+    events, _ = run_job(blobs_job, {"workers.count": 3}, pool=ScriptedPool(3, dies_in(ComputeGradients, (1, 2))))
+
+    (notice,) = (event.message for event in events if isinstance(event, Noticed))
+    assert notice.startswith("worker 1 was lost: killed")
+
+
+def failing(events: Iterator[Event], match: str) -> Summary:
+    """The summary of a run that ends with a PoolError."""
+    seen: list[Event] = []
+    with pytest.raises(PoolError, match=match):
+        seen.extend(events)
+    last = seen[-1] if seen else None
+    assert isinstance(last, Finished)
+    return last.summary
+
+
+def test_a_slice_that_kills_every_worker_ends_the_run_by_its_shard_and_the_last_worker(
+    begin_job: Begin, blobs_job: Document, tmp_path: Path
+) -> None:
+    def dies(worker: int, task: Task) -> str | None:
+        deadly = isinstance(task, ComputeGradients) and task.round == 6 and 3 in task.shards
+        return "out of memory" if deadly else None
+
+    events = begin_job(blobs_job, {"workers.count": 5}, pool=ScriptedPool(5, dies))
+
+    summary = failing(events, r"^shard 3 cost 3 workers in a row, the last of them worker \d: out of memory$")
+    assert (summary.status, summary.rounds, summary.kept_epoch) == ("failed", 6, 1)
+    assert summary.worker_failures == 3
+    assert (tmp_path / "run-1" / "model" / "model.safetensors").exists()
+    assert (tmp_path / "run-1" / "summary.json").exists()
+
+
+def test_a_run_whose_workers_are_all_lost_and_not_replaced_ends_with_what_it_has(begin_job: Begin, blobs_job: Document) -> None:
+    pool = ScriptedPool(2, dies_in(ComputeGradients, (0, 6), (1, 7)))
+
+    summary = failing(begin_job(blobs_job, {"workers.wait_seconds": 0.01}, pool=pool), r"0 of 1 workers .* within 0\.01 s")
+
+    assert (summary.status, summary.workers, summary.worker_failures) == ("failed", 0, 2)
+    assert summary.rows_trained == summary.rows_expected

@@ -14,6 +14,7 @@ RECORD = EpochRecord(
     epoch=1,
     round=4,
     rows=61,
+    rows_expected=61,
     train=ERRORS,
     validation=None,
     learning_rate=0.1,
@@ -32,6 +33,7 @@ SUMMARY = Summary(
     parameters=10,
     workers=2,
     worker_failures=0,
+    slices_recomputed=0,
     kept_epoch=1,
     weights_digest="0" * 64,
     seconds=Seconds(startup=0.1, training=0.2, total=0.3),
@@ -46,7 +48,7 @@ SUMMARY = Summary(
 def refused(path: Path) -> str:
     """The sentence with which both the early check and the run itself refuse a directory."""
     messages = []
-    for attempt in (check, lambda path: RunDirectory(path, "")):
+    for attempt in (check, lambda path: RunDirectory.create(path, "")):
         with pytest.raises(RunDirectoryError) as error:
             attempt(path)
         messages.append(str(error.value))
@@ -61,13 +63,13 @@ def test_a_new_directory_is_made_with_its_parents_and_holds_the_job(tmp_path: Pa
     check(path)
     assert not path.parent.exists()
 
-    RunDirectory(path, 'name = "ä"').finish(SUMMARY)
+    RunDirectory.create(path, 'name = "ä"').finish(SUMMARY)
 
     assert (path / "job.toml").read_text(encoding="utf-8") == 'name = "ä"'
 
 
 def test_an_empty_directory_is_used(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path, "")
+    directory = RunDirectory.create(tmp_path, "")
     directory.append(RECORD)
     directory.finish(SUMMARY)
 
@@ -101,7 +103,7 @@ def test_of_runs_that_race_for_a_directory_one_gets_it(tmp_path: Path) -> None:
     def race(number: int) -> str:
         barrier.wait()
         try:
-            RunDirectory(tmp_path / "run", str(number)).finish(SUMMARY)
+            RunDirectory.create(tmp_path / "run", str(number)).finish(SUMMARY)
         except RunDirectoryError as error:
             return str(error)
         return str(number)
@@ -114,7 +116,7 @@ def test_of_runs_that_race_for_a_directory_one_gets_it(tmp_path: Path) -> None:
 
 
 def test_a_line_of_history_is_there_as_soon_as_it_is_added(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path, "")
+    directory = RunDirectory.create(tmp_path, "")
     records = [RECORD, replace(RECORD, epoch=2, validation=ERRORS)]
 
     for count, record in enumerate(records, 1):
@@ -125,7 +127,7 @@ def test_a_line_of_history_is_there_as_soon_as_it_is_added(tmp_path: Path) -> No
 
 
 def test_the_summary_is_json_and_the_last_file_of_a_run(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path, "")
+    directory = RunDirectory.create(tmp_path, "")
     assert not (tmp_path / "summary.json").exists()
 
     directory.finish(SUMMARY)

@@ -89,8 +89,6 @@ def test_the_standing_counts_epochs_since_the_first_that_had_the_least_loss(loss
     assert standing.improved == (losses.index(min(losses)) == len(losses) - 1)
 
 
-@pytest.mark.parametrize(
-    ("epochs", "rounds", "most"), [(None, None, None), (3, None, 21), (None, 5, 5), (3, 5, 5), (3, 50, 21)]
-)
+@pytest.mark.parametrize(("epochs", "rounds", "most"), [(None, None, None), (3, None, 21), (None, 5, 5), (3, 5, 5), (3, 50, 21)])
 def test_the_most_rounds_are_the_lesser_of_both_limits(epochs: int | None, rounds: int | None, most: int | None) -> None:
     assert TrainingSpec(epochs=epochs, rounds=rounds).most_rounds(7) == most

@@ -10,13 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from coordinator import training
 from coordinator.model_files import load_model, weights_digest
-from coordinator.records import EpochDone, EpochRecord, Event, RoundDone, Started, Summary
+from coordinator.records import EpochDone, EpochRecord, Event, Finished, RoundDone, Started, Summary
 from worker.arrays import Floats
 from worker.sharding import ShardPlan, shard_ranges
 
 Document = dict[str, dict[str, Any]]
 Write = Callable[..., Path]
+Begin = Callable[..., Iterator[Event]]
 Run = Callable[..., tuple[list[Event], Summary]]
 
 
@@ -26,6 +28,12 @@ def records_of(events: list[Event]) -> list[EpochRecord]:
 
 def rounds_of(events: list[Event]) -> list[RoundDone]:
     return [event for event in events if isinstance(event, RoundDone)]
+
+
+def summary_of(events: list[Event]) -> Summary:
+    last = events[-1]
+    assert isinstance(last, Finished)
+    return last.summary
 
 
 def directory_of(events: list[Event]) -> Path:
@@ -61,9 +69,7 @@ def adam_with_everything(blobs_job: Document, waves_job: Document, write_table: 
 
 def one_row_at_a_time(blobs_job: Document, waves_job: Document, write_table: Write) -> Document:
     """Momentum in float64, batches of 1, and a validation file with fewer rows than there are shards."""
-    held_out = {f"x{place}": np.linspace(place, -place, 5) for place in range(4)} | {
-        "kind": ["ant", "bee", "cat", "bee", "ant"]
-    }
+    held_out = {f"x{place}": np.linspace(place, -place, 5) for place in range(4)} | {"kind": ["ant", "bee", "cat", "bee", "ant"]}
     write_table("held_out.parquet", held_out)
     blobs_job["data"] |= {"shards": 8, "validation": "held_out.parquet", "scale": "minmax"}
     blobs_job["model"]["dtype"] = "float64"
@@ -126,9 +132,7 @@ class Textbook:
     """Gradient descent on one tanh layer, all of it spelled out: softmax with cross-entropy, or identity with ½ (a - t)²."""
 
     def __init__(self, weights: dict[str, Floats], *, softmax: bool) -> None:
-        self.v, self.b, self.w, self.c = (
-            weights[f"layers.{layer}.{kind}"] for layer in (0, 1) for kind in ("weight", "bias")
-        )
+        self.v, self.b, self.w, self.c = (weights[f"layers.{layer}.{kind}"] for layer in (0, 1) for kind in ("weight", "bias"))
         self._softmax = softmax
 
     def outputs(self, x: Floats) -> tuple[Floats, Floats]:
@@ -328,10 +332,21 @@ def test_rounds_may_end_in_the_middle_of_an_epoch(run_job: Run, blobs_job: Docum
     assert max(rows) - min(rows) <= 1
 
 
-def test_max_seconds_ends_after_the_round_in_which_it_passes(run_job: Run, blobs_job: Document) -> None:
-    _, summary = run_job(blobs_job, {"stopping.max_seconds": 1e-9})
+def test_max_seconds_ends_after_the_round_in_which_they_pass(
+    begin_job: Begin, blobs_job: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = count()
+    passed = 0.0
+    monkeypatch.setattr(training, "perf_counter", lambda: passed + 1e-3 * next(ticks))
+    events = []
 
-    assert (summary.status, summary.stop_reason, summary.rounds) == ("completed", "max_seconds", 1)
+    for event in begin_job(blobs_job, {"stopping.max_seconds": 60}):
+        events.append(event)
+        passed = 60.0 if len(rounds_of(events)) == 6 else 0.0
+
+    summary = summary_of(events)
+    assert (summary.status, summary.stop_reason) == ("completed", "max_seconds")
+    assert (summary.rounds, summary.epochs, summary.kept_epoch) == (6, 1, 2)
 
 
 def test_every_row_counts_once_an_epoch(run_job: Run, blobs_job: Document) -> None:
@@ -386,35 +401,42 @@ def test_a_run_that_diverges_in_its_first_round_keeps_the_initial_weights(run_jo
     assert not any(array.any() for array in saved_weights(events).values())
 
 
-def interrupted_after(rounds: int) -> Callable[[], bool]:
-    calls = count(1)
-    return lambda: next(calls) >= rounds
+def interrupted_after(rounds: int, begin_job: Begin, job: Document, overrides: dict[str, Any]) -> list[Event]:
+    """Interrupt a run as soon as so many rounds are done."""
+    events: list[Event] = []
+    for event in begin_job(job, overrides, interrupted=lambda: len(rounds_of(events)) >= rounds):
+        events.append(event)  # noqa: PERF402 -- `interrupted` looks at them as they come
+    return events
 
 
 def test_an_interrupted_run_ends_after_its_round_with_the_weights_of_the_last_epoch(
-    run_job: Run, blobs_job: Document
+    run_job: Run, begin_job: Begin, blobs_job: Document
 ) -> None:
     _, whole = run_job(blobs_job, {"training.epochs": 1})
 
-    events, summary = run_job(blobs_job, interrupted=interrupted_after(6))
+    events = interrupted_after(6, begin_job, blobs_job, {})
 
+    summary = summary_of(events)
     assert (summary.status, summary.stop_reason, summary.rounds, summary.epochs) == ("interrupted", "interrupted", 6, 1)
     assert len(records_of(events)) == summary.kept_epoch == 1
     assert summary.weights_digest == whole.weights_digest
     assert summary.rows_trained == summary.rows_expected == sum(event.rows for event in rounds_of(events))
 
 
-def test_a_run_interrupted_in_its_first_epoch_keeps_the_weights_it_has(run_job: Run, blobs_job: Document) -> None:
+def test_a_run_interrupted_in_its_first_epoch_keeps_the_weights_it_has(
+    run_job: Run, begin_job: Begin, blobs_job: Document
+) -> None:
     _, two_rounds = run_job(blobs_job, {"training.rounds": 2})
 
-    _, summary = run_job(blobs_job, interrupted=interrupted_after(2))
+    summary = summary_of(interrupted_after(2, begin_job, blobs_job, {}))
 
     assert (summary.status, summary.rounds, summary.kept_epoch, summary.train) == ("interrupted", 2, None, None)
     assert summary.weights_digest == two_rounds.weights_digest
 
 
-def test_a_run_interrupted_at_the_end_of_an_epoch_has_all_of_it(run_job: Run, blobs_job: Document) -> None:
-    events, summary = run_job(blobs_job, {"training.batch_size": 1000}, interrupted=interrupted_after(1))
+def test_a_run_interrupted_at_the_end_of_an_epoch_has_all_of_it(begin_job: Begin, blobs_job: Document) -> None:
+    events = interrupted_after(1, begin_job, blobs_job, {"training.batch_size": 1000})
 
+    summary = summary_of(events)
     assert (summary.status, summary.epochs, summary.kept_epoch) == ("interrupted", 1, 1)
     assert summary.train == records_of(events)[0].train
