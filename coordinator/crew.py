@@ -13,8 +13,11 @@ from typing import Final
 
 from worker.messages import Answer, PrepareShards, Task
 
+SUSPICIOUS: Final = 2
+"""Losses in a job after which a slice is computed by itself."""
+
 MOST_LOSSES: Final = 3
-"""Workers that one slice may cost before the run is given up."""
+"""Workers in a job that one slice, computed by itself, may cost before the run is given up."""
 
 Shards = tuple[int, ...]
 
@@ -110,6 +113,7 @@ class Crew:
         self._load: Callable[[Shards], PrepareShards] | None = None
         self._coming: dict[int, set[int]] = {}
         self._losses: Counter[int] = Counter()
+        self._blame: Counter[int] = Counter()
         self.answers: list[Answer] = []
         self.lost = 0
         self.recomputed = 0
@@ -140,6 +144,7 @@ class Crew:
         self._job, self.answers = job, []
         self._missing = set(range(self._shards))
         self._losses.clear()
+        self._blame.clear()
         self._settle()
         for member in self._members.values():
             member.queue.clear()
@@ -187,15 +192,17 @@ class Crew:
         member = self._members.pop(worker)
         self._coming.pop(worker, None)
         self.lost += 1
-        # Whatever it was busy with may be what killed it. Two in a row might be chance; a third is not.
+        # Whatever it was busy with may be what killed it.
         suspects = set(member.computing or ())
         self.recomputed += len(suspects)
         if member.loading is not None:
             suspects = set(member.loading) - member.held
         self._losses.update(suspects)
-        blamed = [shard for shard in suspects if self._losses[shard] >= MOST_LOSSES]
-        if blamed and len(suspects) == 1:
-            return f"shard {blamed[0]} cost {MOST_LOSSES} workers in a row, the last of them worker {worker}: {cause}"
+        if len(suspects) == 1:
+            (suspect,) = suspects
+            self._blame[suspect] += 1
+            if self._blame[suspect] >= MOST_LOSSES:
+                return f"shard {suspect} cost {self._losses[suspect]} workers in a row, the last of them worker {worker}: {cause}"
         others = [other for number, other in self._members.items() if number not in self._coming]
         if not others:
             # Nobody is left but newcomers that are still loading: they take it all.
@@ -213,8 +220,8 @@ class Crew:
         for member, part in zip(members, parts(sorted(shards), len(members)), strict=True):
             member.share |= set(part)
             missing = [shard for shard in part if shard in self._missing]
-            suspected = [shard for shard in missing if self._losses[shard] >= MOST_LOSSES - 1]
-            # One at a time, so that the one to blame is found.
+            suspected = [shard for shard in missing if self._losses[shard] >= SUSPICIOUS]
+            # Each by itself, so that the one to blame is found.
             member.queue.extend((shard,) for shard in suspected)
             rest = tuple(shard for shard in missing if shard not in suspected)
             if rest:

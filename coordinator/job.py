@@ -44,7 +44,7 @@ class IdentitySpec:
         require(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
             "job.name",
-            f"'{self.name}' can't name a folder; accepted are up to 100 of letters, digits, '.', '_', '-', no sign first",
+            f"{self.name!r} can't name a folder; accepted are up to 100 of letters, digits, '.', '_', '-', no sign first",
         )
         require(0 <= self.seed < 2**63, "job.seed", f"must be from 0 to 2^63 - 1, got {self.seed}")
 

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from typing import ClassVar, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Info, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info, disable_created_metrics, start_http_server
 
 from coordinator.model_files import write_atomically
 from coordinator.records import EpochDone, EpochRecord, Errors, Event, Finished, Noticed, RoundDone, Started
@@ -46,6 +47,7 @@ class Metrics:
 
     def __init__(self, run: str) -> None:
         """Create them all, labelled with the run's name."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._run = run
 
@@ -133,8 +135,9 @@ class MetricsServer:
 
     def stop(self) -> None:
         """Take the announcement back and stop serving."""
-        if self._announcement is not None:
-            self._announcement.unlink(missing_ok=True)
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        if self._announcement is not None:
+            with suppress(OSError):
+                self._announcement.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -64,7 +65,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def save_model(folder: Path, model: ModelSpec, encoding: Encoding, layout: Layout, weights_P: Floats) -> None:
@@ -96,6 +98,9 @@ def load_model(run_directory: Path) -> TrainedModel:
     if description.format != FORMAT:
         raise DataError(f"{path}: has format {description.format}; this isograd reads format {FORMAT}")
     encoding = description.encoding
+    inputs = len(encoding.columns.feature_names)
+    if any(scaling is not None and len(scaling) != inputs for scaling in (encoding.shift, encoding.scale)):
+        raise DataError(f"{path}: is damaged: its scaling is not for {inputs} features; restore it, or train again")
     network = Network(description.model, len(encoding.columns.feature_names), encoding.outputs)
     weights_P = read_weights(
         path.with_name("model.safetensors"), network.layout, description.model.dtype, lambda problem: DataError(problem)
@@ -129,7 +134,8 @@ def read_weights(path: Path, layout: Layout, dtype: str, fault: Callable[[str], 
     for name, view in layout.views(flat_P).items():
         if arrays[name].shape != view.shape:
             raise fault(f"{path}: {name} has shape {_shape(arrays[name].shape)}, but the network needs {_shape(view.shape)}")
-        view[...] = arrays[name]
+        with np.errstate(over="ignore"):
+            view[...] = arrays[name]
         if not np.isfinite(view).all():
             raise fault(f"{path}: {name} has entries that are not finite {dtype} numbers")
     return flat_P

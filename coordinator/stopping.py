@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import ClassVar, Literal
 
 from worker.errors import require
@@ -57,7 +58,12 @@ class StoppingSpec:
     def __post_init__(self) -> None:
         require(self.patience is None or self.patience >= 1, "stopping.patience", f"must be at least 1, got {self.patience}")
         require(
-            self.max_seconds is None or self.max_seconds > 0,
+            self.target_loss is None or isfinite(self.target_loss),
+            "stopping.target_loss",
+            f"must be a finite number, got {self.target_loss}",
+        )
+        require(
+            self.max_seconds is None or 0 < self.max_seconds < float("inf"),
             "stopping.max_seconds",
             f"must be above 0, got {self.max_seconds}",
         )
@@ -96,7 +102,7 @@ def stop_in_round(training: TrainingSpec, stopping: StoppingSpec, *, rounds: int
     """Return why the run is over after so many rounds and seconds of training, else None."""
     if training.rounds is not None and rounds >= training.rounds:
         return "rounds"
-    if stopping.max_seconds is not None and seconds >= stopping.max_seconds:
+    if stopping.max_seconds is not None and rounds > 0 and seconds >= stopping.max_seconds:
         return "max_seconds"
     return None
 

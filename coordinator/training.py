@@ -117,7 +117,7 @@ class Training:
         """Evaluate and record the epoch under way, and return why the run is over, if it is."""
         record = self._close()
         if record is None:
-            return "diverged", f"the validation loss is not finite after round {self._rounds}"
+            return "diverged", f"the validation error is not finite after round {self._rounds}"
         yield EpochDone(record=record)
         reason = self._after_epoch(record) or cut_short
         return None if reason is None else ("completed", reason)
@@ -135,10 +135,11 @@ class Training:
         number = self._rounds
         self._dispatcher.publish(self._parameters.weights_P)
         answers = self._dispatcher.ask("round", lambda shards: ComputeGradients(number, shards))
-        summed: GradientSum | None = finish(_merge(answers), self._plan.shards, _add_gradients)
+        with np.errstate(over="ignore", invalid="ignore"):  # a diverging run is told by its sums
+            summed: GradientSum | None = finish(_merge(answers), self._plan.shards, _add_gradients)
         assert summed is not None, "no round is empty"
-        if not np.isfinite(summed.errors.loss):
-            return Refused("the loss is not finite")
+        if not summed.errors.finite:
+            return Refused("the error is not finite")
         step = Step(number + 1, self._learning_rate())
         updated = self._updater.update(self._parameters, summed.gradient_P, summed.errors.rows, step)
         if isinstance(updated, Refused):
@@ -168,12 +169,13 @@ class Training:
         return optimizer.learning_rate * ratio
 
     def _close(self) -> EpochRecord | None:
-        """Return the record of the epoch under way; None where its validation loss is not finite."""
+        """Return the record of the epoch under way; None where its validation error is not finite."""
         assert self._errors is not None
         assert self._round is not None
-        validation = Errors.of(self._evaluate("validation")) if self._has_validation else None
-        if validation is not None and not np.isfinite(validation.loss):
+        sums = self._evaluate("validation") if self._has_validation else None
+        if sums is not None and not sums.finite:
             return None
+        validation = Errors.of(sums) if sums is not None else None
         first_round = (self._rounds - 1) // self._plan.rounds_per_epoch * self._plan.rounds_per_epoch
         record = EpochRecord(
             epoch=first_round // self._plan.rounds_per_epoch + 1,

@@ -7,11 +7,11 @@ from typing import Final
 import numpy as np
 
 from coordinator.optimizers import OptimizerSpec, Step, Transform, make_optimizer
-from worker.arrays import Floats
+from worker.arrays import Floats, sum_of_squares
 from worker.model import Layout, ModelSpec
 
 BLOCK: Final = 32768
-"""Entries updated at once: few enough that a block and its temporaries stay in the cache. Part of every norm's bits."""
+"""Entries updated at once: few enough that a block and its temporaries stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,8 @@ class Refused:
 
 
 def gradient_norm(gradient_P: Floats) -> float:
-    """Return the Euclidean norm, summed block by block in float64, always over the same blocks."""
-    squares = 0.0
-    for start in range(0, len(gradient_P), BLOCK):
-        block = gradient_P[start : start + BLOCK]
-        squares += float(np.dot(block, block))
+    """Return the Euclidean norm; not finite where the gradient is not."""
+    squares = sum_of_squares(gradient_P)
     return sqrt(squares) if squares >= 0 else float("nan")
 
 

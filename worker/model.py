@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
+from math import inf, prod
 from typing import ClassVar, Final, Literal
 
 from worker.arrays import Floats
@@ -64,8 +64,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for place, units in enumerate(self.hidden):
             require(units >= 1, f"model.hidden[{place}]", f"{units} units is too few; at least 1 is needed")
-        require(self.huber_delta > 0, "model.huber_delta", f"must be above 0, got {self.huber_delta}")
-        require(self.l2 >= 0, "model.l2", f"must be 0 or more, got {self.l2}")
+        require(0 < self.huber_delta < inf, "model.huber_delta", f"must be above 0, got {self.huber_delta}")
+        require(0 <= self.l2 < inf, "model.l2", f"must be 0 or more, got {self.l2}")
         require(0 <= self.dropout < 1, "model.dropout", f"must be at least 0 and below 1, got {self.dropout}")
         require(
             not self.dropout or bool(self.hidden),

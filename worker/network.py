@@ -6,12 +6,13 @@ Shapes: B rows of a slice, I inputs, O outputs of a layer, P parameters. `x` inp
 """
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Self
 
 import numpy as np
 
 from worker.activations import ACTIVATIONS
-from worker.arrays import Floats, Integers, total
+from worker.arrays import Floats, Integers, sum_of_squares, total
 from worker.losses import make_head
 from worker.model import Layout, ModelSpec
 
@@ -35,6 +36,11 @@ class ErrorSums:
     absolute: float
     squared: float
     wrong: int | None
+
+    @property
+    def finite(self) -> bool:
+        """Whether no sum has overflowed or become undefined."""
+        return isfinite(self.loss) and isfinite(self.absolute) and isfinite(self.squared)
 
     def __add__(self, other: Self) -> "ErrorSums":
         """Return the sums over both sets of rows."""
@@ -194,8 +200,7 @@ class Network:
         np.subtract(top.a_BO, t_BO, out=difference_BO)
         np.abs(difference_BO, out=difference_BO)
         absolute = total(difference_BO)
-        np.multiply(difference_BO, difference_BO, out=difference_BO)
-        squared = total(difference_BO)
+        squared = sum_of_squares(difference_BO)
         return ErrorSums(len(t_BO), self.outputs, loss, absolute, squared, self._wrong(top.a_BO, t_BO))
 
     def _wrong(self, a_BO: Floats, t_BO: Floats) -> int | None:

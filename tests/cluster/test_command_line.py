@@ -87,9 +87,7 @@ def test_predict_keeps_the_order_and_the_other_columns(trained: Path, tmp_path: 
     table, given = pq.read_table(tmp_path / "out.parquet"), pq.read_table(tmp_path / "rows.parquet")
     assert table.column_names == ["kind", "prediction", "probability_a", "probability_b", "probability_c"]
     assert table.column("kind").equals(given.column("kind"))
-    right = sum(
-        a == b for a, b in zip(table.column("kind").to_pylist(), table.column("prediction").to_pylist(), strict=True)
-    )
+    right = sum(a == b for a, b in zip(table.column("kind").to_pylist(), table.column("prediction").to_pylist(), strict=True))
     assert right > 100
 
 
@@ -117,9 +115,7 @@ BAD_ARGUMENTS: list[tuple[str, list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"), [case[1:] for case in BAD_ARGUMENTS], ids=[case[0] for case in BAD_ARGUMENTS]
-)
+@pytest.mark.parametrize(("options", "expected"), [case[1:] for case in BAD_ARGUMENTS], ids=[case[0] for case in BAD_ARGUMENTS])
 def test_the_users_mistakes_end_with_exit_2_and_one_sentence(
     small_job: Jobs, tmp_path: Path, options: list[str], expected: str
 ) -> None:

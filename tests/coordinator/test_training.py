@@ -311,11 +311,17 @@ def test_kept_weights_are_those_of_the_best_epoch_or_of_the_last(run_job: Run, o
     assert weights_digest(load_model(directory_of(best_events)).weights_P) == best.weights_digest
 
 
-def test_without_validation_the_last_weights_are_kept(run_job: Run, blobs_job: Document) -> None:
-    _, best = run_job(blobs_job, {"training.keep": "best"})
-    _, last = run_job(blobs_job, {"training.keep": "last"})
+def test_without_validation_the_last_weights_are_kept_though_an_earlier_epoch_was_better(
+    run_job: Run, waves_job: Document
+) -> None:
+    waves_job["optimizer"]["learning_rate"] = 0.8
 
-    assert best.kept_epoch == last.kept_epoch == 3
+    events, best = run_job(waves_job, {"training.epochs": 8, "training.keep": "best"})
+    _, last = run_job(waves_job, {"training.epochs": 8, "training.keep": "last"})
+
+    losses = [record.train.loss for record in records_of(events)]
+    assert losses[-1] > min(losses)
+    assert best.kept_epoch == last.kept_epoch == 8
     assert best.weights_digest == last.weights_digest
 
 
