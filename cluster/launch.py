@@ -14,6 +14,7 @@ import ray
 import ray._private.worker as ray_worker
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
+from cluster.orphans import end_agents_with_raylet
 from cluster.ray_pool import RayPool, first_line
 from coordinator.dispatch import PoolError
 from coordinator.pool import InProcessPool, WorkersSpec
@@ -29,9 +30,9 @@ POLL_SECONDS: Final = 0.1
 MOST_RESTARTS: Final = 5
 """How often a coordinator that dies is started anew."""
 
-# Ray reads these when it starts. Training is the reason the machine is busy, so workers are not to be nice about it.
+# Ray reads these when it starts.
 RAY_SETTINGS: Final = {
-    "RAY_worker_niceness": "0",
+    "RAY_worker_niceness": "0",  # training is the reason that the machine is busy
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -55,8 +56,10 @@ class CoordinatorActor:
     When the process dies, Ray starts it anew and calls `run` again, which goes on from the last checkpoint.
     """
 
-    def __init__(self) -> None:
-        """Wait for an order."""
+    def __init__(self, *, own_ray: bool) -> None:
+        """Wait for an order. `own_ray` tells that this Ray was started for the order and is to leave nothing behind."""
+        if own_ray:
+            end_agents_with_raylet()
         self._one_thread = one_thread()
         self._events: list[Event] = []
         self._round: RoundDone | None = None
@@ -105,7 +108,7 @@ def launch(order: Order, address: str, interrupted: Callable[[], bool], *, debug
         return
     connect(address, order.job.workers, debug=debug)
     try:
-        yield from follow(order, interrupted)
+        yield from follow(order, interrupted, own_ray=address == LOCAL)
     finally:
         ray.shutdown()
 
@@ -144,13 +147,17 @@ def _protect_token() -> None:
         token.chmod(0o600)
 
 
-def follow(order: Order, interrupted: Callable[[], bool], kill_in_round: int | None = None) -> Iterator[Event]:
-    """Have a coordinator actor of the connected cluster run the order; see `launch`.
+def follow(order: Order, interrupted: Callable[[], bool], *, own_ray: bool, kill_in_round: int | None = None) -> Iterator[Event]:
+    """Have a coordinator actor of the connected Ray run the order; see `launch`.
 
-    Where `kill_in_round` is given, a worker is killed while it computes that round.
+    Args:
+        order: what to run.
+        interrupted: asked again and again; once true, the run is ended in good order.
+        own_ray: whether this Ray was started for the order.
+        kill_in_round: a round in which a worker is to be killed while it computes.
     """
     options = {"num_cpus": 0, "max_concurrency": 4, "max_restarts": MOST_RESTARTS, "max_task_retries": 0}
-    actor: Any = ray.remote(CoordinatorActor).options(**options).remote()
+    actor: Any = ray.remote(CoordinatorActor).options(**options).remote(own_ray=own_ray)
     ending = actor.run.options(max_task_retries=MOST_RESTARTS).remote(order, kill_in_round)
     life, seen, ended = 0, 0, False
     try:

@@ -56,7 +56,7 @@ def _try(job: JobSpec, kill_in_round: int | None) -> Trial:
     began = time()
     with TemporaryDirectory(prefix="isograd-verify-") as folder:
         summary: Summary | None = None
-        for event in follow(Order(job, Path(folder) / "run", began), lambda: False, kill_in_round):
+        for event in follow(Order(job, Path(folder) / "run", began), lambda: False, own_ray=True, kill_in_round=kill_in_round):
             if isinstance(event, Finished):
                 summary = event.summary
     assert summary is not None, "the last event is Finished"
