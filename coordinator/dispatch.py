@@ -39,6 +39,7 @@ class Dispatcher:
         """
         self._inspect = inspect
         self._notices: list[str] = []
+        self._assembled = False
         self._pool = pool
         self._spec = spec
         self.crew = Crew(shards)
@@ -47,6 +48,7 @@ class Dispatcher:
     def assemble(self) -> None:
         """Wait until there are as many workers as the run is to begin with. Raises PoolError where they don't come."""
         self._await_members(self._spec.first)
+        self._assembled = True
 
     def learn_to_load(self, load: Callable[[Shards], PrepareShards]) -> None:
         """Have every worker hold its shards, and from now on whatever becomes its."""
@@ -109,6 +111,8 @@ class Dispatcher:
                 case Joined(worker, fingerprint):
                     warning = self._inspect(worker, fingerprint)
                     self._notices += [warning] if warning is not None else []
+                    if self._assembled:
+                        self._notices.append(f"worker {worker} joined, and takes its share once it has loaded it")
                 case Lost(worker, cause):
                     self._notices.append(f"worker {worker} was lost: {cause}; the others take over its shards")
             self._carry_out(self.crew.on(event), patience)

@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, disable_created_metrics, start_http_server
 
 from coordinator.model_files import write_atomically
-from coordinator.records import EpochDone, EpochRecord, Errors, Event, Finished, Noticed, RoundDone, Started
+from coordinator.records import CrewStatus, EpochDone, EpochRecord, Errors, Event, Finished, Noticed, RoundDone, Started
 from worker.errors import JobError, require
 
 ADDRESS: Final = "127.0.0.1"
@@ -68,6 +68,9 @@ class Metrics:
         self._norm = gauge("gradient_norm", "Euclidean norm of the last round's gradient, before clipping.").labels(run)
         self._rate = gauge("learning_rate", "Learning rate of the last round.").labels(run)
         self._workers = gauge("workers", "Workers by state.", "state")
+        self._failures = counter("worker_failures", "Workers lost.").labels(run)
+        self._moved = counter("shards_moved", "Shards that went from one worker to another.").labels(run)
+        self._crew = CrewStatus()
         self._info = Info("isograd_run", "The run.", ("run",), registry=self.registry)
         self._most_rounds: int | None = None
 
@@ -83,12 +86,19 @@ class Metrics:
                 self._rounds.inc()
                 self._norm.set(event.gradient_norm)
                 self._rate.set(event.learning_rate)
+                self._observe_crew(event.crew)
                 if self._most_rounds is not None:
                     self._progress.labels(self._run).set(event.round / self._most_rounds)
             case EpochDone():
                 self._observe_epoch(event.record)
             case Noticed() | Finished():
                 pass
+
+    def _observe_crew(self, crew: CrewStatus) -> None:
+        self._workers.labels(self._run, "ready").set(crew.workers)
+        self._failures.inc(crew.lost - self._crew.lost)
+        self._moved.inc(crew.moved - self._crew.moved)
+        self._crew = crew
 
     def _observe_epoch(self, record: EpochRecord) -> None:
         self._epoch.set(record.epoch)

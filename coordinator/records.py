@@ -152,6 +152,23 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CrewStatus:
+    """How the workers fare.
+
+    Attributes:
+        workers: that there are.
+        lost: since the start of the run.
+        recomputed: slices that were under way on a worker when it was lost.
+        moved: shards that went from one worker to another.
+    """
+
+    workers: int = 0
+    lost: int = 0
+    recomputed: int = 0
+    moved: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundDone:
     """A round was committed. `round` counts from 1, `loss` is the mean over its rows, `seconds` its duration."""
 
@@ -161,6 +178,7 @@ class RoundDone:
     gradient_norm: float
     learning_rate: float
     seconds: float
+    crew: CrewStatus
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from coordinator.metrics import Metrics, MetricsServer
 from coordinator.model_files import save_model, starting_weights, weights_digest
 from coordinator.pool import Pool
 from coordinator.preparation import Inspection, fit_encoding, inspect, make_plan, make_setup
-from coordinator.records import EpochDone, Event, Finished, Noticed, Percentiles, RoundDone, Seconds, Started, Summary
+from coordinator.records import CrewStatus, EpochDone, Event, Finished, Noticed, Percentiles, RoundDone, Seconds, Started, Summary
 from coordinator.resume import check_origin, compare_fingerprints, find_checkpoint
 from coordinator.run_directory import RunDirectory, check, checkpoints, holds_run
 from coordinator.snapshot import Progress, Snapshot
@@ -172,7 +172,7 @@ def _train(order: Order, prepared: _Prepared, metrics_url: str | None, interrupt
     yield from (Noticed(message=message) for message in writer.complaints())
     outcome = training.outcome
     save_model(directory.model, job.model, prepared.encoding, prepared.layout, outcome.weights_P)
-    summary = clock.summary(order.directory.name, outcome, prepared)
+    summary = clock.summary(order.directory.name, outcome, prepared, training.crew)
     directory.finish(summary)
     yield Finished(summary=summary)
     if failure is not None:
@@ -217,14 +217,13 @@ class _Clock:
             if event.round == self._before + self._plan.rounds_per_epoch:
                 self._first_epoch = (self._timed_rows, self._timed_seconds)
 
-    def summary(self, run_name: str, outcome: Outcome, prepared: _Prepared) -> Summary:
+    def summary(self, run_name: str, outcome: Outcome, prepared: _Prepared, crew: CrewStatus) -> Summary:
         now = time()
         durations = np.asarray(self._rounds) if self._rounds else np.zeros(1)
         # The first epoch is left out where there are several: it fills caches and buffers.
         several = self._timed_rows > 1.5 * self._plan.training_rows
         rows, seconds = self._first_epoch if several else (0, 0.0)
         timed = self._timed_seconds - seconds
-        crew = prepared.dispatcher.crew
         return Summary(
             run=run_name,
             status=outcome.status,
@@ -234,7 +233,7 @@ class _Clock:
             rows_trained=outcome.rows_trained,
             rows_expected=self._plan.rows_before(outcome.rounds),
             parameters=prepared.layout.size,
-            workers=crew.members,
+            workers=crew.workers,
             worker_failures=crew.lost,
             slices_recomputed=crew.recomputed,
             kept_epoch=outcome.kept.epoch if outcome.kept else None,

@@ -10,7 +10,7 @@ import numpy as np
 from coordinator.dispatch import Dispatcher
 from coordinator.job import JobSpec
 from coordinator.optimizers import Step
-from coordinator.records import EpochDone, EpochRecord, Errors, RoundDone, Status
+from coordinator.records import CrewStatus, EpochDone, EpochRecord, Errors, RoundDone, Status
 from coordinator.snapshot import Progress, Snapshot
 from coordinator.stopping import stop_after_epoch, stop_in_round
 from coordinator.update import Refused, Updated, Updater
@@ -56,8 +56,20 @@ class Training:
         self._errors, self._epoch_seconds = progress.epoch_errors, progress.epoch_seconds
         self._standing, self._kept, self._last = progress.standing, progress.kept, progress.last
         self._round, self._lines = progress.last_round, progress.history_lines
+        self._crew_before = progress.last_round.crew if progress.last_round else CrewStatus()
         self._began = perf_counter() - progress.seconds
         self._resume_at: Snapshot | None = None
+
+    @property
+    def crew(self) -> CrewStatus:
+        """How the workers have fared, those before the run was taken up included."""
+        now, before = self._dispatcher.crew, self._crew_before
+        return CrewStatus(
+            workers=now.members,
+            lost=before.lost + now.lost,
+            recomputed=before.recomputed + now.recomputed,
+            moved=before.moved + now.moved,
+        )
 
     @property
     def snapshot(self) -> Snapshot:
@@ -160,6 +172,7 @@ class Training:
             gradient_norm=updated.gradient_norm,
             learning_rate=step.learning_rate,
             seconds=seconds,
+            crew=self.crew,
         )
         return self._round
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.launch import IN_PROCESS, follow, launch
-from coordinator.job import JobSpec
 from coordinator.dispatch import PoolError
+from coordinator.job import JobSpec
 from coordinator.records import EpochDone, Event, Finished, Started, Summary
 from coordinator.run import Order
 from worker.errors import DataError
