@@ -164,7 +164,7 @@ class RayPool:
                 raise error.cause from None
             raise
         except RayError as error:
-            return self._replace(worker, first_line(error))
+            return self._replace(worker, death_cause(error))
 
     def _replace(self, worker: int, cause: str) -> Lost:
         self._end(worker)
@@ -213,6 +213,14 @@ def end_process(place: Place) -> None:
 def _kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def death_cause(error: BaseException) -> str:
+    """Return why an actor died, out of the paragraph that Ray has about it."""
+    text = str(error)
+    if "its node has died" in text:
+        return "its node is gone"
+    return "its process died" if "its worker process has died" in text else first_line(error)
 
 
 def first_line(error: BaseException) -> str:

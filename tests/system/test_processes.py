@@ -1,10 +1,14 @@
 """Whole processes: signals, what they leave behind, and what they print."""
 
 import os
+import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import pyarrow as pa
@@ -24,20 +28,34 @@ epochs = 10000000
 """
 
 
-def session_members(session: int) -> list[str]:
-    """Return the command lines of the processes in a session."""
+def session_members(session: int) -> list[int]:
+    """Return the living processes of a session."""
     members = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and os.getsid(int(entry.name)) == session:
-                members.append((entry / "cmdline").read_text().replace("\0", " "))
+            if entry.name.isdigit() and os.getsid(int(entry.name)) == session and (entry / "cmdline").read_bytes():
+                members.append(int(entry.name))
         except (ProcessLookupError, FileNotFoundError):
             continue
-    return [member for member in members if member.strip()]
+    return members
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
+def wait_for_the_end_of(pids: list[int], seconds: float) -> None:
+    """Wait until all of these processes have ended."""
+    until = monotonic() + seconds
+    for pid in pids:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        ended, _, _ = select.select([descriptor], [], [], max(0.0, until - monotonic()))
+        os.close(descriptor)
+        assert ended, f"process {pid} is still there"
+
+
+@contextmanager
+def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Train an endless job in a session of its own; enters after the first epoch."""
     rng = np.random.default_rng(0)
     pq.write_table(pa.table({"x": rng.normal(size=100), "y": rng.normal(size=100)}), tmp_path / "rows.parquet")
     (tmp_path / "job.toml").write_text(JOB)
@@ -46,14 +64,31 @@ def test_a_signal_ends_a_run_in_good_order(tmp_path: Path, number: signal.Signal
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         assert process.stdout is not None
-        assert process.stderr is not None
         for line in process.stdout:
             if line.startswith("epoch "):
                 break
+        yield process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
+    with training(tmp_path) as process:
         process.send_signal(number)
-        output, errors = process.stdout.read(), process.stderr.read()
-        assert process.wait(timeout=60) == 130
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
     assert "interrupted after" in output
     assert errors == ""
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
     assert session_members(process.pid) == []
+
+
+def test_a_command_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
+    shared_memory = set(Path("/dev/shm").iterdir())
+    with training(tmp_path) as process:
+        members = session_members(process.pid)
+        process.kill()
+        process.communicate()
+    assert len(members) > 5
+    wait_for_the_end_of(members, 30)
+    assert set(Path("/dev/shm").iterdir()) <= shared_memory
