@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 LOCK = $(RUN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
   pyproject.toml
 
-.PHONY: help train test install develop lint format types imports pytest lock clean
+.PHONY: help train test install develop lint format types imports pytest chaos lock clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ imports: develop
 
 pytest: develop
 	$(RUN)/pytest
+
+chaos: install ## Kill and stop workers for some minutes; compare the digests
+	$(RUN)/python benchmarks/chaos.py
 
 lock: develop ## Pin anew everything that is installed
 	$(LOCK) --group build --output-file requirements.lock

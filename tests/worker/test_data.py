@@ -104,7 +104,7 @@ def test_fixed_size_lists_are_flattened_into_named_inputs() -> None:
     ("model", "options", "message"),
     [
         (REGRESSION, {"label": "sise"}, "data.label: no column matches 'sise'; did you mean 'size'?"),
-        (REGRESSION, {"label": "size", "features": ("pixel",)}, "data.features: no column matches 'pixel'; did you mean 'pixels'"),
+        (BINARY, {"label": "size", "features": ("pixel",)}, "data.features: no column matches 'pixel'; did you mean 'pixels'"),
         (
             REGRESSION,
             {"label": "size", "features": ("q*",)},

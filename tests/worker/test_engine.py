@@ -2,6 +2,7 @@ import pickle
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,12 +19,13 @@ from worker.data import DataSpec, choose_columns
 from worker.encoding import Encoding, scan_sum
 from worker.engine import Worker
 from worker.errors import DataError
-from worker.messages import Answer, ComputeGradients, CountRows, Evaluate, PrepareShards, ScanShards, Setup, Split, Task
+from worker.messages import ComputeGradients, CountRows, Evaluate, PrepareShards, ScanShards, Setup, Split, Task
 from worker.model import HiddenActivation, Layout, ModelSpec
 from worker.network import ErrorSums, GradientSum, Network
 from worker.shard import EVALUATION_ROWS
 from worker.sharding import ShardPlan
 from worker.sources import Source, open_source, read_rows
+from worker.streams import Purpose, stream
 from worker.tree import finish, root
 
 ROWS = 97
@@ -206,6 +208,29 @@ def test_shards_may_move_between_workers_from_round_to_round(rows: Source, data:
         assert same_bits(found, gradient(one, together(setup), setup, round_number, weights_P))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_a_slice_is_the_shards_next_rows_in_the_epochs_order_with_units_dropped_by_round_and_shard(
+    rows: Source, dropout: float
+) -> None:
+    setup = make_setup(rows, shards=4, batch_size=25, held_out=17, dropout=dropout)
+    plan = setup.plan
+    [worker], encoding = fitted(setup, together(setup))
+    weights_P, expected_P = random_weights(setup, encoding), random_weights(setup, encoding)
+    x_NI, t_NO = encoded(setup, encoding, rows)
+    network = Network(setup.model, 5, 3)
+
+    for round_number, shard in product(range(2 * plan.rounds_per_epoch), range(4)):
+        epoch, round_in_epoch = divmod(round_number, plan.rounds_per_epoch)
+        order = plan.shard_range(shard)[0] + plan.split(shard)[0][plan.permutation(epoch, shard)]
+        chosen = order[slice(*plan.slice_range(round_in_epoch, shard))]
+        draws = stream(plan.seed, Purpose.DROPOUT, round_number, shard) if dropout else None
+        expected = network.gradient_sum(weights_P, x_NI[chosen], t_NO[chosen], expected_P, draws)
+
+        [(node, found)] = ask(worker, ComputeGradients(round_number, (shard,)), weights_P).items()
+        assert node == (0, shard)
+        assert same_bits(found, GradientSum(expected_P, expected))
+
+
 @pytest.mark.parametrize("model", [{}, {"task": "regression", "activation": "tanh"}], ids=["classes", "values"])
 @pytest.mark.parametrize(("shards", "batch_size", "held_out"), [(1, 97, 0), (4, 10, 0), (7, 3, 20), (5, 1, 60)])
 def test_the_rounds_of_an_epoch_add_up_to_the_gradient_of_all_training_rows(
@@ -280,8 +305,10 @@ def test_a_worker_answers_with_the_maximal_nodes_of_its_shards_and_none_where_no
 
 def test_answers_stay_valid_until_a_task_of_the_next_round(rows: Source) -> None:
     setup = make_setup(rows, shards=6, held_out=12)
-    [worker], encoding = fitted(setup, [range(3)])
+    one, encoding = fitted(setup, together(setup))
     weights_P = random_weights(setup, encoding)
+    worker = Worker()
+    hold([worker], [range(3)], setup, encoding)
     first = ask(worker, ComputeGradients(4, (0, 1, 2)), weights_P)
     kept = {node: part.gradient_P.copy() for node, part in first.items()}
 
@@ -291,7 +318,6 @@ def test_answers_stay_valid_until_a_task_of_the_next_round(rows: Source) -> None
 
     assert all(np.array_equal(first[node].gradient_P, kept[node]) for node in kept)
     total = finish(first | second, 6, add)
-    one, _ = fitted(setup, together(setup))
     assert total is not None and same_bits(total, gradient(one, together(setup), setup, 4, weights_P))
     expected = gradient(one, together(setup), setup, 5, weights_P)
     assert same_bits(gradient([worker], together(setup), setup, 5, weights_P), expected)
@@ -342,8 +368,8 @@ def test_weights_that_overflow_show_in_the_sums_and_warn_of_nothing(rows: Source
     assert not errors(workers, together(setup), setup, "train", weights_P).finite
 
 
-def refusal(setup: Setup) -> Answer:
-    """Returns how a worker refuses the rows as it scans or encodes them, and a message of the other if it does not."""
+def refusal(setup: Setup) -> str:
+    """Returns how a worker refuses the rows as it scans or encodes them."""
     with pytest.raises(DataError) as caught:
         fitted(setup, together(setup))
     return str(caught.value)
@@ -363,7 +389,7 @@ def test_a_bad_row_is_named_by_its_place_in_its_file_whichever_split_it_is_in(
     setup = make_setup(open_source(str(tmp_path), "data.train"), shards=7, held_out=held_out)
     path, row = (tmp_path / "0.parquet", bad + 1) if bad < 60 else (tmp_path / "1.parquet", bad - 59)
 
-    assert str(refusal(setup)).startswith(f"{path}: row {row}, column 'x[3]': nan is not a finite float")
+    assert refusal(setup).startswith(f"{path}: row {row}, column 'x[3]': nan is not a finite float")
 
 
 def test_a_bad_row_of_a_validation_dataset_is_named(rows: Source, tmp_path: Path) -> None:

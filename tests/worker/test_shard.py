@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.data import DataSpec, choose_columns
+from worker.messages import Setup
+from worker.model import ModelSpec
+from worker.shard import Gatherer, Rows, consecutive, read_shards
+from worker.sharding import ShardPlan
+from worker.sources import open_source
+
+
+@given(numbers=st.sets(st.integers(0, 40)))
+def test_neighbours_are_put_together_in_runs_without_a_gap(numbers: set[int]) -> None:
+    runs = consecutive(numbers)
+
+    assert [number for run in runs for number in run] == sorted(numbers)
+    assert all(run == list(range(run[0], run[-1] + 1)) for run in runs)
+    assert all(run[-1] + 1 not in numbers for run in runs)
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    """Seven shards of 40 rows `x`, and of 5 rows to validate on."""
+    folder: Path = tmp_path_factory.mktemp("rows")
+    for name, values in (("train", np.arange(40.0)), ("validation", np.arange(100.0, 105.0))):
+        pq.write_table(pa.table({"x": values, "y": values, "more": values}), folder / f"{name}.parquet", row_group_size=9)
+    train, validation = (open_source(str(folder / f"{name}.parquet"), "data.train") for name in ("train", "validation"))
+    model = ModelSpec(task="regression")
+    columns = choose_columns(train.schema, DataSpec(train="rows", features=("x",), label="y"), model)
+    plan = ShardPlan(rows=40, validation_rows=0, shards=7, batch_size=8, seed=1)
+    return Setup(model=model, columns=columns, scale="none", plan=plan, train=train, validation=validation)
+
+
+@given(shards=st.lists(st.integers(0, 6), unique=True))
+def test_shards_read_in_one_go_are_those_of_the_plan(setup: Setup, shards: list[int]) -> None:
+    training, validation = read_shards(setup, shards), read_shards(setup, shards, "validation")
+
+    assert set(training) == set(validation) == set(shards)
+    for shard in shards:
+        assert training[shard].column_names == ["x", "y"]
+        assert training[shard]["x"].to_pylist() == list(range(*setup.plan.shard_range(shard)))
+        assert validation[shard]["x"].to_pylist() == ([100 + shard] if shard < 5 else [])
+
+
+@pytest.mark.parametrize(
+    ("targets", "outputs", "expected"),
+    [
+        (np.array([2, 0, 1, 1]), 3, [[0, 1, 0], [0, 0, 1], [0, 1, 0]]),
+        (np.array([0, 0, 1, 1]), 1, [[1], [0], [1]]),
+        (np.array([[0.5, 1], [1.5, 2], [2.5, 3], [3.5, 4]], np.float32), 2, [[3.5, 4], [0.5, 1], [2.5, 3]]),
+    ],
+    ids=["one of several classes", "one of two classes", "values"],
+)
+def test_chosen_rows_are_gathered_with_their_targets(targets: np.ndarray, outputs: int, expected: list[list[float]]) -> None:
+    rows = Rows(np.arange(8, dtype=np.float32).reshape(4, 2), targets)
+    gatherer = Gatherer(2, outputs, "float32")
+    gatherer.gather(rows, np.array([1]))
+
+    x_BI, t_BO = gatherer.gather(rows, np.array([3, 0, 2]))
+
+    assert (x_BI.dtype, t_BO.dtype) == (np.float32, np.float32)
+    assert x_BI.tolist() == [[6, 7], [0, 1], [4, 5]]
+    assert t_BO.tolist() == expected
+    fewer_BI, fewer_BO = gatherer.gather(rows, np.array([2]))
+    assert (fewer_BI.tolist(), fewer_BO.tolist()) == ([[4, 5]], expected[2:])
+    assert np.shares_memory(fewer_BI, x_BI) and np.shares_memory(fewer_BO, t_BO)
