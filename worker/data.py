@@ -111,7 +111,7 @@ def describe_type(arrow: pa.DataType) -> Column | None:
         return Column("", "number")
     if pa.types.is_string(arrow) or pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow):
         return Column("", "text")
-    if pa.types.is_fixed_size_list(arrow):
+    if pa.types.is_fixed_size_list(arrow) and arrow.list_size > 0:
         inner = describe_type(arrow.value_type)
         if inner is not None and inner.kind != "text" and inner.width is None:
             return Column("", inner.kind, arrow.list_size)

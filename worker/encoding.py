@@ -123,7 +123,8 @@ class Encoding:
             else:
                 shift_F, divisor_F = known.low_F, known.high_F - known.low_F
             shift = tuple(shift_F.tolist())
-            divisor = tuple(np.where(divisor_F > 0, divisor_F, 1.0).tolist())
+            # By the range and not by the divisor: the deviation of a constant may be rounding noise.
+            divisor = tuple(np.where(known.high_F > known.low_F, divisor_F, 1.0).tolist())
         _check_classes(scan.classes, columns, model)
         return cls(
             columns=columns,
@@ -257,15 +258,13 @@ def _not_finite(table: pa.Table, columns: tuple[Column, ...], where: Where, row:
 
 
 def _column_numbers(table: pa.Table, column: Column, where: Where) -> AnyArray:
-    values = table.column(column.name).combine_chunks()
+    values = plain_values(table, column.name)
     _refuse_nulls(values, column.name, where)
     if column.width is not None:
         entries = values.flatten()
         if entries.null_count:
             _refuse_nulls(entries, column.name, lambda entry: where(entry // (column.width or 1)))
         values = entries
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.uint8())
     elif pa.types.is_decimal(values.type):
@@ -276,11 +275,23 @@ def _column_numbers(table: pa.Table, column: Column, where: Where) -> AnyArray:
 
 def label_values(table: pa.Table, column: Column, where: Where) -> pa.Array:
     """Return class labels as one array of int64, bool or string. Raises DataError for a null."""
-    values = table.column(column.name).combine_chunks()
+    values = plain_values(table, column.name)
     _refuse_nulls(values, column.name, where)
-    if column.kind == "boolean":
-        return values.cast(pa.bool_())
-    return values.cast(pa.string() if column.kind == "text" else pa.int64())
+    if column.kind == "text":
+        return values.cast(pa.string())
+    labels = values.cast(pa.bool_() if column.kind == "boolean" else pa.int64(), safe=False)
+    same = pc.equal(labels.cast(values.type, safe=False), values)
+    if not pc.all(same).as_py():
+        row = first_true(pc.invert(same))
+        accepted = "true and false" if column.kind == "boolean" else "64-bit integers"
+        raise DataError(f"{where(row)}, column '{column.name}': {values[row].as_py()} is no class label; accepted are {accepted}")
+    return labels
+
+
+def plain_values(table: pa.Table, name: str) -> pa.Array:
+    """Return a column in one piece, and a dictionary's entries in place of their numbers."""
+    values = table.column(name).combine_chunks()
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
 
 
 def _refuse_nulls(values: pa.Array, name: str, where: Where) -> None:

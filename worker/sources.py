@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
 
 from worker.errors import DataError, JobError
 
@@ -108,6 +109,8 @@ def open_source(path: str, key: str) -> Source:
     for file_path, _ in found:
         with _reading(file_path, form):
             file_schema, rows = _METADATA[form](file_path)
+            # Names and types alone: whether a column may hold nulls says nothing yet, and differs from file to file.
+            file_schema = pa.schema([(field.name, field.type) for field in file_schema])
         files.append(SourceFile(file_path, form, rows))
         schema = _same_schema(schema, file_schema, files[0].path, file_path, guessed=form == "CSV")
     assert schema is not None
@@ -116,14 +119,18 @@ def open_source(path: str, key: str) -> Source:
 
 def count_rows(path: str) -> int:
     """Return the rows of a CSV file, by reading it once. Raises DataError where it is malformed."""
-    with _reading(path, "CSV"), pa_csv.open_csv(path) as reader:
-        return sum(batch.num_rows for batch in reader)
+    with _reading(path, "CSV"):
+        with _open_csv(path, {}) as reader:
+            unparsed = {name: pa.binary() for name in reader.schema.names}
+        with _open_csv(path, unparsed) as reader:
+            return sum(batch.num_rows for batch in reader)
 
 
 def read_rows(source: Source, start: int, stop: int, columns: list[str]) -> pa.Table:
     """Return the rows at positions start..stop-1 of the dataset, with `columns` in that order.
 
-    Only the row groups or batches that hold them are decoded (of CSV: all the blocks up to them).
+    Only these columns, and only the row groups or batches that hold the rows, are decoded; of CSV and compressed Arrow IPC, all
+    the blocks up to them.
     """
     batches = list(_batches(source, start, stop, columns))
     if sum(batch.num_rows for batch in batches) != stop - start:
@@ -146,7 +153,8 @@ def _batches(source: Source, start: int, stop: int, columns: list[str]) -> Itera
             for place, batch in _READ[file.format](file.path, first, last, columns, source.schema):
                 begin, end = max(first - place, 0), min(last - place, batch.num_rows)
                 if begin < end:
-                    yield batch.select(columns).slice(begin, end - begin)
+                    chosen = pa.RecordBatch.from_arrays([batch.column(name) for name in columns], names=columns)
+                    yield chosen.slice(begin, end - begin)
 
 
 def _find(path: str, key: str) -> list[str]:
@@ -158,7 +166,7 @@ def _find(path: str, key: str) -> list[str]:
         paths = sorted(
             str(found)
             for found in Path(path).rglob("*")
-            if found.is_file() and _format(str(found)) and not found.name.startswith((".", "_"))
+            if found.is_file() and _format(str(found)) and not _hidden(found.relative_to(path))
         )
     else:
         paths = [path] if Path(path).is_file() else []
@@ -166,6 +174,11 @@ def _find(path: str, key: str) -> list[str]:
         what = "no files in" if Path(path).is_dir() else "no such file or folder:"
         raise JobError(key, f"{what} {path}; accepted are Parquet, Arrow IPC/Feather and CSV files, a folder or a glob of them")
     return paths
+
+
+def _hidden(path: Path) -> bool:
+    """Return whether the file, or a folder on the way to it, is one that tools keep for themselves."""
+    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def _format(path: str) -> Format | None:
@@ -207,12 +220,12 @@ def _parquet_metadata(path: str) -> tuple[pa.Schema, int | None]:
 
 
 def _arrow_metadata(path: str) -> tuple[pa.Schema, int | None]:
-    fragment = pa_dataset.IpcFileFormat().make_fragment(path)
+    fragment = pa_dataset.IpcFileFormat().make_fragment(path, filesystem=LocalFileSystem())
     return fragment.physical_schema, fragment.count_rows()
 
 
 def _csv_metadata(path: str) -> tuple[pa.Schema, int | None]:
-    with pa_csv.open_csv(path, convert_options=_csv_options({})) as reader:
+    with _open_csv(path, {}) as reader:
         return reader.schema, None
 
 
@@ -233,9 +246,12 @@ def _read_parquet(path: str, first: int, last: int, columns: list[str], _: pa.Sc
             place += batch.num_rows
 
 
-def _read_arrow(path: str, _first: int, last: int, _columns: list[str], _: pa.Schema) -> _Placed:
-    with pa.memory_map(path) as mapped, pa.ipc.open_file(mapped) as file:
+def _read_arrow(path: str, _first: int, last: int, columns: list[str], _: pa.Schema) -> _Placed:
+    with pa.memory_map(path) as mapped:
+        with pa.ipc.open_file(mapped) as whole:
+            needed = [whole.schema.get_field_index(name) for name in columns]
         place = 0
+        file = pa.ipc.open_file(mapped, options=pa.ipc.IpcReadOptions(included_fields=needed))
         for number in range(file.num_record_batches):
             if place >= last:
                 break
@@ -246,7 +262,7 @@ def _read_arrow(path: str, _first: int, last: int, _columns: list[str], _: pa.Sc
 
 def _read_csv(path: str, _: int, last: int, columns: list[str], schema: pa.Schema) -> _Placed:
     types = {name: schema.field(name).type for name in columns}
-    with pa_csv.open_csv(path, convert_options=_csv_options(types, columns)) as reader:
+    with _open_csv(path, types, columns) as reader:
         place = 0
         for batch in reader:
             if place >= last:
@@ -255,8 +271,13 @@ def _read_csv(path: str, _: int, last: int, columns: list[str], schema: pa.Schem
             place += batch.num_rows
 
 
-def _csv_options(types: Mapping[str, pa.DataType], columns: list[str] | None = None) -> pa_csv.ConvertOptions:
-    return pa_csv.ConvertOptions(column_types=dict(types), include_columns=columns or [], strings_can_be_null=True)
+def _open_csv(path: str, types: Mapping[str, pa.DataType], columns: list[str] | None = None) -> pa_csv.CSVStreamingReader:
+    """Open a CSV whose columns have these types, the others being guessed; only `columns` are converted."""
+    return pa_csv.open_csv(
+        pa.input_stream(path, compression="gzip" if path.lower().endswith(".gz") else None),
+        convert_options=pa_csv.ConvertOptions(column_types=dict(types), include_columns=columns or [], strings_can_be_null=True),
+        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+    )
 
 
 _METADATA: Final[Mapping[Format, Callable[[str], tuple[pa.Schema, int | None]]]] = {

@@ -20,4 +20,4 @@ def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
     The bits come from Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11),
     keyed through numpy's SeedSequence.
     """
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, purpose, *indices))))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(purpose, *indices))))

@@ -80,6 +80,15 @@ def test_no_logit_is_too_large(
             assert found_delta == pytest.approx(exact_delta(output, loss, z, t), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("task", "loss", "t"), [("binary", "binary_cross_entropy", (1.0,)), ("classification", "cross_entropy", (1.0, 0.0))]
+)
+def test_a_loss_near_0_keeps_its_digits(task: Task, loss: LossName, t: tuple[float, ...]) -> None:
+    found, _ = float32_results(task, "sigmoid", loss, (20.0,) * len(t), t)
+
+    assert found == pytest.approx(log1p(exp(-20.0)), rel=1e-5)
+
+
 @pytest.mark.parametrize("error", [-3.0, -0.7, -0.5, 0.0, 0.2, 0.5, 4.0])
 def test_the_huber_loss_turns_from_squared_to_linear_at_its_delta(error: float) -> None:
     network = Network(ModelSpec(task="regression", loss="huber", huber_delta=0.5, bias=False, dtype="float64"), 1, 1)

@@ -110,3 +110,4 @@ def test_what_is_drawn_depends_on_seed_epoch_and_shard_alone(rows: int, held_out
     for shard in range(4):
         assert all(map(np.array_equal, once.split(shard), again.split(shard)))
         assert not np.array_equal(once.split(shard)[1], other.split(shard)[1])
+    assert len({once.split(shard)[1].tobytes() for shard in range(4)}) == 4

@@ -217,7 +217,9 @@ def test_only_the_needed_row_groups_and_columns_of_parquet_are_decoded(group: in
             read_rows(source, start, stop, ["x"])
 
 
-@pytest.mark.parametrize(("compression", "magic"), [("lz4", b"\x04\x22\x4d\x18"), ("zstd", b"\x28\xb5\x2f\xfd")])
+@pytest.mark.parametrize(
+    ("compression", "magic"), [("lz4", b"\x04\x22\x4d\x18"), ("zstd", b"\x28\xb5\x2f\xfd")], ids=["lz4", "zstd"]
+)
 @pytest.mark.parametrize("batch", range(4))
 def test_batches_of_arrow_after_the_needed_ones_are_not_decoded(
     batch: int, compression: str, magic: bytes, tmp_path: Path
