@@ -16,9 +16,8 @@ import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
-from cluster.launch import IN_PROCESS, LOCAL, connect, follow, launch
+from cluster.launch import IN_PROCESS, LOCAL, connected, follow, launch
 from coordinator.job import JobSpec, parse_job
 from coordinator.pool import WorkersSpec
 from coordinator.records import Event, Finished, Summary
@@ -53,18 +52,19 @@ def main(minutes: float, seed: int) -> None:
         folder = Path(name)
         job = make_job(folder)
         calm = finish(launch(Order(job, folder / "calm", time()), IN_PROCESS, lambda: False, debug=False))
-        connect(LOCAL, WorkersSpec(count=MOST_WORKERS), debug=False)
-        while monotonic() < until:
-            tally.trials += 1
-            workers = replace(job.workers, count=None, min=1, max=chance.randint(1, MOST_WORKERS), deadline_seconds=1.0)
-            order = Order(replace(job, workers=workers), folder / f"trial-{tally.trials}", time())
-            summary = finish(disturb(follow(order, lambda: False, own_ray=True), chance, tally))
-            tally.workers_lost += summary.worker_failures
-            tally.rows_lost += max(0, summary.rows_expected - summary.rows_trained)
-            tally.rows_repeated += max(0, summary.rows_trained - summary.rows_expected)
-            tally.digests.add(summary.weights_digest)
-            print(f"trial {tally.trials}: {workers.max} workers, {summary.worker_failures} lost, {summary.weights_digest[:16]}")
-        ray.shutdown()
+        with connected(LOCAL, WorkersSpec(count=MOST_WORKERS), debug=False):
+            while monotonic() < until:
+                tally.trials += 1
+                workers = replace(job.workers, count=None, min=1, max=chance.randint(1, MOST_WORKERS), deadline_seconds=1.0)
+                order = Order(replace(job, workers=workers), folder / f"trial-{tally.trials}", time())
+                summary = finish(disturb(follow(order, lambda: False), chance, tally))
+                tally.workers_lost += summary.worker_failures
+                tally.rows_lost += max(0, summary.rows_expected - summary.rows_trained)
+                tally.rows_repeated += max(0, summary.rows_trained - summary.rows_expected)
+                tally.digests.add(summary.weights_digest)
+                print(
+                    f"trial {tally.trials}: {workers.max} workers, {summary.worker_failures} lost, {summary.weights_digest[:16]}"
+                )
     equal = tally.digests == {calm.weights_digest}
     print(f"faults: {tally.killed} workers killed, {tally.stopped} stopped, {tally.coordinators} coordinators killed")
     print(f"rows lost: {tally.rows_lost}, rows repeated: {tally.rows_repeated}")

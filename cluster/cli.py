@@ -198,6 +198,8 @@ def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: boo
         for trial in verify_job(_load(job_file, overrides), parse_counts(counts), kill=kill, debug=debug):
             console.print(describe_trial(trial), highlight=False, soft_wrap=True)
             trials.append(trial)
+        if any(trial.killed and not trial.failures for trial in trials):
+            raise MismatchError("a run ended before a worker could be killed in it; verify a job of more rounds")
         digests = {trial.digest for trial in trials}
         if len(digests) > 1:
             raise MismatchError(f"{len(trials)} runs gave {len(digests)} different digests")
@@ -205,7 +207,7 @@ def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: boo
 
 
 class MismatchError(Exception):
-    """Runs that should have given the same bits did not."""
+    """Runs did not give the same bits, or proved nothing."""
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -14,7 +15,7 @@ import ray
 import ray._private.worker as ray_worker
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from cluster.orphans import end_agents_with_raylet
+from cluster.orphans import end_agents_with
 from cluster.ray_pool import RayPool, first_line
 from coordinator.dispatch import PoolError
 from coordinator.pool import InProcessPool, WorkersSpec
@@ -56,10 +57,8 @@ class CoordinatorActor:
     When the process dies, Ray starts it anew and calls `run` again, which goes on from the last checkpoint.
     """
 
-    def __init__(self, *, own_ray: bool) -> None:
-        """Wait for an order. `own_ray` tells that this Ray was started for the order and is to leave nothing behind."""
-        if own_ray:
-            end_agents_with_raylet()
+    def __init__(self) -> None:
+        """Wait for an order."""
         self._one_thread = one_thread()
         self._events: list[Event] = []
         self._round: RoundDone | None = None
@@ -106,22 +105,23 @@ def launch(order: Order, address: str, interrupted: Callable[[], bool], *, debug
         with one_thread():
             yield from run(order, InProcessPool(order.job.workers.most), interrupted)
         return
-    connect(address, order.job.workers, debug=debug)
-    try:
-        yield from follow(order, interrupted, own_ray=address == LOCAL)
-    finally:
-        ray.shutdown()
+    with connected(address, order.job.workers, debug=debug):
+        yield from follow(order, interrupted)
 
 
-def connect(address: str, workers: WorkersSpec, *, debug: bool) -> None:
-    """Start a local Ray or connect to a running one. Raises PoolError where that fails."""
+@contextmanager
+def connected(address: str, workers: WorkersSpec, *, debug: bool) -> Iterator[None]:
+    """Start a local Ray with room for the workers, or connect to a running one, for the length of a `with` block.
+
+    Raises:
+        PoolError: Ray can't be started or reached.
+    """
     for name, value in RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {
         "address": address,
         "log_to_driver": debug,
         "logging_level": logging.INFO if debug else logging.CRITICAL,
-        "configure_logging": True,
     }
     if address == LOCAL:
         # More workers than cores are slow, but what they compute is the same.
@@ -134,10 +134,20 @@ def connect(address: str, workers: WorkersSpec, *, debug: bool) -> None:
     on_sigterm = signal.getsignal(signal.SIGTERM)  # which ray.init replaces
     try:
         ray.init(**options)
-        signal.signal(signal.SIGTERM, on_sigterm)
     except (ConnectionError, RayError, RuntimeError, ValueError, OSError) as error:
         raise PoolError(f"Ray at address '{address}' can't be reached: {first_line(error)}") from error
+    signal.signal(signal.SIGTERM, on_sigterm)
     _protect_token()
+    watcher = None
+    if address == LOCAL:
+        node: Any = ray_worker.global_worker.node
+        watcher = end_agents_with(node.all_processes["raylet"][0].process.pid)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if watcher is not None:
+            watcher.wait()
 
 
 def _protect_token() -> None:
@@ -147,17 +157,13 @@ def _protect_token() -> None:
         token.chmod(0o600)
 
 
-def follow(order: Order, interrupted: Callable[[], bool], *, own_ray: bool, kill_in_round: int | None = None) -> Iterator[Event]:
+def follow(order: Order, interrupted: Callable[[], bool], kill_in_round: int | None = None) -> Iterator[Event]:
     """Have a coordinator actor of the connected Ray run the order; see `launch`.
 
-    Args:
-        order: what to run.
-        interrupted: asked again and again; once true, the run is ended in good order.
-        own_ray: whether this Ray was started for the order.
-        kill_in_round: a round in which a worker is to be killed while it computes.
+    Where `kill_in_round` is given, a worker is killed while it computes that round.
     """
     options = {"num_cpus": 0, "max_concurrency": 4, "max_restarts": MOST_RESTARTS, "max_task_retries": 0}
-    actor: Any = ray.remote(CoordinatorActor).options(**options).remote(own_ray=own_ray)
+    actor: Any = ray.remote(CoordinatorActor).options(**options).remote()
     ending = actor.run.options(max_task_retries=MOST_RESTARTS).remote(order, kill_in_round)
     life, seen, ended = 0, 0, False
     try:

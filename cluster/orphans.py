@@ -1,39 +1,52 @@
-"""After a command was killed outright: ending what a local Ray would leave behind.
+"""After a command was killed outright: ending what its local Ray would leave behind.
 
-When a driver dies by SIGKILL, its Ray ends its servers and workers within seconds, but two agents of Ray's go on trying to report
-the death to a server that is gone, for a minute. A process of that Ray that is still there ends them.
+When a driver dies by SIGKILL, its Ray ends its servers and workers within seconds, but two agents of the raylet's go on for a
+minute, trying to report the raylet's death to a server that is gone. A small process of our own waits for the raylet to end, and
+ends them.
 """
 
 import os
+import select
 import signal
-import threading
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
-from time import sleep
 from typing import Final
 
-CHECK_SECONDS: Final = 0.2
+CHECK_SECONDS: Final = 1.0
 
 
-def end_agents_with_raylet() -> None:
-    """From a Ray worker process: watch its parent, the raylet, from a thread, and end the raylet's agents when it dies."""
-    threading.Thread(target=_watch, args=(os.getppid(),), name="orphans", daemon=True).start()
+def end_agents_with(raylet: int) -> subprocess.Popen[bytes]:
+    """Start the process that waits for the raylet to end; it ends soon after it, whatever becomes of this one."""
+    # A session of its own, so that Ctrl-C in a terminal does not reach it.
+    return subprocess.Popen([sys.executable, __file__, str(raylet)], start_new_session=True)  # noqa: S603
 
 
-def _watch(raylet: int) -> None:
-    while os.getppid() == raylet:
-        sleep(CHECK_SECONDS)
-    for pid in agents_of(raylet):
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+def children_of(parent: int) -> set[int]:
+    """Return the processes that any thread of the parent has started."""
+    children: set[int] = set()
+    with suppress(OSError):
+        for thread in Path(f"/proc/{parent}/task").iterdir():
+            with suppress(OSError):
+                children.update(map(int, (thread / "children").read_text().split()))
+    return children
 
 
-def agents_of(raylet: int) -> list[int]:
-    """Return the processes that were started with this raylet's number in their environment, this one left out."""
-    mark = f"RAY_RAYLET_PID={raylet}".encode()
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
+def main() -> None:
+    """Wait for the raylet whose number is the argument, and end what it has started."""
+    raylet = int(sys.argv[1])
+    children: set[int] = set()
+    with suppress(ProcessLookupError):
+        ended = os.pidfd_open(raylet)
+        # Who has lost its parent does not tell any more who that was, so it has to be known before.
+        while not select.select([ended], [], [], CHECK_SECONDS)[0]:
+            children = children_of(raylet)
+    for child in children:
         with suppress(OSError):
-            if entry.name.isdigit() and int(entry.name) != os.getpid() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
+            if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::"):
+                os.kill(child, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,10 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import time
 
-import ray
-
 from cluster.display import Trial
-from cluster.launch import LOCAL, connect, follow
+from cluster.launch import LOCAL, connected, follow
 from coordinator.check import check_job
 from coordinator.job import JobSpec
 from coordinator.pool import WorkersSpec
@@ -42,21 +40,18 @@ def verify_job(job: JobSpec, counts: list[int], *, kill: bool, debug: bool) -> I
     jobs = [replace(job, workers=replace(job.workers, count=count, min=None, max=None), metrics=None) for count in counts]
     plan = check_job(job)
     middle = (plan.most_rounds or plan.rounds_per_epoch) // 2
-    connect(LOCAL, WorkersSpec(count=max(counts), cpus=job.workers.cpus), debug=debug)
-    try:
+    with connected(LOCAL, WorkersSpec(count=max(counts), cpus=job.workers.cpus), debug=debug):
         for trial_job in jobs:
             yield _try(trial_job, None)
             if kill:
                 yield _try(trial_job, middle)
-    finally:
-        ray.shutdown()
 
 
 def _try(job: JobSpec, kill_in_round: int | None) -> Trial:
     began = time()
     with TemporaryDirectory(prefix="isograd-verify-") as folder:
         summary: Summary | None = None
-        for event in follow(Order(job, Path(folder) / "run", began), lambda: False, own_ray=True, kill_in_round=kill_in_round):
+        for event in follow(Order(job, Path(folder) / "run", began), lambda: False, kill_in_round):
             if isinstance(event, Finished):
                 summary = event.summary
     assert summary is not None, "the last event is Finished"

@@ -7,9 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
-from cluster.launch import LOCAL, connect
+from cluster.launch import LOCAL, connected
 from coordinator.job import JobSpec, load_job
 from coordinator.pool import WorkersSpec
 
@@ -41,9 +40,8 @@ epochs = 3
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A local Ray with room for four workers."""
-    connect(LOCAL, WorkersSpec(count=4), debug=False)
-    yield
-    ray.shutdown()
+    with connected(LOCAL, WorkersSpec(count=4), debug=False):
+        yield
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def summary_of(events: list[Event]) -> Summary:
 
 
 def begin(job: JobSpec, directory: Path) -> Iterator[Event]:
-    return follow(Order(job, directory, time()), lambda: False, own_ray=True)
+    return follow(Order(job, directory, time()), lambda: False)
 
 
 def check(summary: Summary, calm: Summary) -> None:
@@ -63,7 +63,7 @@ def test_a_worker_killed_while_it_computes_costs_its_slices_only(small_job: Jobs
     job = small_job({"workers.count": workers})
     calm = digest_without_faults(job, tmp_path / "calm")
     order = Order(job, tmp_path / "run", time())
-    summary = summary_of(list(follow(order, lambda: False, own_ray=True, kill_in_round=5)))
+    summary = summary_of(list(follow(order, lambda: False, kill_in_round=5)))
     check(summary, calm)
     assert summary.worker_failures == 1
     assert 1 <= summary.slices_recomputed <= -(-6 // workers)

@@ -27,7 +27,7 @@ def summary_of(events: list[Event]) -> Summary:
 
 
 def train(job: JobSpec, directory: Path) -> list[Event]:
-    return list(follow(Order(job, directory, time()), lambda: False, own_ray=True))
+    return list(follow(Order(job, directory, time()), lambda: False))
 
 
 def test_any_number_of_workers_gives_the_bits_of_this_process(small_job: Jobs, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_workers_that_the_cluster_can_not_place_are_named(small_job: Jobs, tmp_p
 def test_an_interrupted_run_ends_in_good_order(small_job: Jobs, tmp_path: Path) -> None:
     seen: list[Event] = []
     job = small_job({"training.epochs": 100_000})
-    seen.extend(follow(Order(job, tmp_path / "run", time()), lambda: any(isinstance(e, EpochDone) for e in seen), own_ray=True))
+    seen.extend(follow(Order(job, tmp_path / "run", time()), lambda: any(isinstance(e, EpochDone) for e in seen)))
     summary = summary_of(seen)
     assert summary.status == "interrupted"
     assert summary.rows_trained == summary.rows_expected
