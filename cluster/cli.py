@@ -20,6 +20,7 @@ from rich.markup import escape
 from cluster.display import (
     Display,
     ProgressKind,
+    count,
     describe_trial,
     error_table,
     make_display,
@@ -160,7 +161,7 @@ def evaluate(*, run_directory: Path, data: str, table: int, debug: bool) -> None
         console = Console()
         if evaluation.table:
             console.print(rows_table(evaluation.table))
-        console.print(error_table({f"{evaluation.rows:,} rows": evaluation.errors}))
+        console.print(error_table({count(evaluation.rows, "row"): evaluation.errors}))
 
 
 @main.command()

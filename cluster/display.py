@@ -252,7 +252,7 @@ def error_table(errors: dict[str, Errors]) -> Table:
     """Return the errors as a table, a row a split."""
     table = Table("", title_justify="left")
     classified = any(split.error_rate is not None for split in errors.values())
-    for heading in ("Loss", "Mean absolute error", "Mean squared error", *(["Error rate"] if classified else [])):
+    for heading in ("Loss", "Mean abs. error", "Mean sq. error", *(["Error rate"] if classified else [])):
         table.add_column(heading, justify="right")
     for name, split in errors.items():
         cells = [number(split.loss), number(split.mean_absolute_error), number(split.mean_squared_error)]
