@@ -19,7 +19,7 @@ from cluster.orphans import end_agents_with
 from cluster.ray_pool import RayPool, first_line
 from coordinator.dispatch import PoolError
 from coordinator.pool import InProcessPool, WorkersSpec
-from coordinator.records import Event, Noticed, RoundDone
+from coordinator.records import Event, Finished, Noticed, RoundDone
 from coordinator.run import Order, run
 from coordinator.run_directory import holds_run
 from worker.blas import one_thread
@@ -81,7 +81,9 @@ class CoordinatorActor:
     def news(self, life: int, seen: int) -> News:
         """Return what happened after the first `seen` events of a life, or everything where this is another one."""
         ours = os.getpid()
-        return News(ours, self._events[seen if life == ours else 0 :], self._round)
+        # The round is read first: an event that comes meanwhile is then newer than the round, and not the other way round.
+        latest = self._round
+        return News(ours, self._events[seen if life == ours else 0 :], latest)
 
     def interrupt(self) -> None:
         """End the run after the round under way."""
@@ -165,7 +167,7 @@ def follow(order: Order, interrupted: Callable[[], bool], kill_in_round: int | N
     options = {"num_cpus": 0, "max_concurrency": 4, "max_restarts": MOST_RESTARTS, "max_task_retries": 0}
     actor: Any = ray.remote(CoordinatorActor).options(**options).remote()
     ending = actor.run.options(max_task_retries=MOST_RESTARTS).remote(order, kill_in_round)
-    life, seen, ended = 0, 0, False
+    life, seen, ended, finished = 0, 0, False, False
     try:
         while not ended:
             done, _ = ray.wait([ending], timeout=POLL_SECONDS)
@@ -182,7 +184,8 @@ def follow(order: Order, interrupted: Callable[[], bool], kill_in_round: int | N
                 life, seen = news.life, 0
             seen += len(news.events)
             yield from news.events
-            if news.latest is not None and not ended:
+            finished = finished or any(isinstance(event, Finished) for event in news.events)
+            if news.latest is not None and not finished:
                 yield news.latest
         ray.get(ending)
     except RayTaskError as error:

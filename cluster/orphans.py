@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-CHECK_SECONDS: Final = 1.0
+CHECK_SECONDS: Final = 0.5
 
 
 def end_agents_with(raylet: int) -> subprocess.Popen[bytes]:
@@ -40,8 +40,9 @@ def main() -> None:
     with suppress(ProcessLookupError):
         ended = os.pidfd_open(raylet)
         # Who has lost its parent does not tell any more who that was, so it has to be known before.
+        children = children_of(raylet)
         while not select.select([ended], [], [], CHECK_SECONDS)[0]:
-            children = children_of(raylet)
+            children = children_of(raylet) or children
     for child in children:
         with suppress(OSError):
             if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::"):

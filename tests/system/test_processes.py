@@ -50,7 +50,7 @@ def wait_for_the_end_of(pids: list[int], seconds: float) -> None:
             continue
         ended, _, _ = select.select([descriptor], [], [], max(0.0, until - monotonic()))
         os.close(descriptor)
-        assert ended, f"process {pid} is still there"
+        assert ended, f"process {pid} is still there: {Path(f'/proc/{pid}/cmdline').read_bytes()[:200]!r}"
 
 
 @contextmanager
