@@ -118,7 +118,9 @@ def train(
     progress: ProgressKind,
     debug: bool,
 ) -> None:
-    """Train the job; write weights, history and summary into a run directory.
+    """Train a job.
+
+    Writes weights, history, checkpoints and a summary into a run directory.
 
     Ctrl-C ends the run after the round under way, with a checkpoint and the best weights; a second one ends it at once.
     """
@@ -141,7 +143,7 @@ def train(
 @SET
 @DEBUG
 def check(*, job_file: Path, overrides: tuple[str, ...], debug: bool) -> None:
-    """Validate the job and its data, and print the plan. Trains nothing."""
+    """Validate a job and its data, and print the plan."""
     with exit_codes(debug=debug):
         job = _load(job_file, overrides)
         Console().print(plan_table(job, check_job(job)))
@@ -188,9 +190,9 @@ def predict(*, run_directory: Path, data: str, output: Path, debug: bool) -> Non
 @click.option("--kill", is_flag=True, help="For each number, train once more and kill a worker in the middle of a round.")
 @DEBUG
 def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: bool, debug: bool) -> None:
-    """Prove that the workers make no difference: train once for each number of them, and compare the digests.
+    """Prove that the workers make no difference.
 
-    The run directories are temporary. Exits with 0 only if all digests are equal.
+    Trains the job once for each number of workers and compares the digests of the weights. The run directories are temporary. Exits with 0 only if all digests are equal.
     """
     from cluster.verify import parse_counts, verify_job
 

@@ -14,7 +14,7 @@ from coordinator.model_files import TrainedModel
 from coordinator.records import Errors
 from worker.arrays import Floats
 from worker.data import Column, require_columns
-from worker.encoding import Label
+from worker.encoding import Label, numbers
 from worker.errors import DataError, UserError
 from worker.network import ErrorSums, decide
 from worker.shard import EVALUATION_ROWS, fill_targets
@@ -23,7 +23,7 @@ from worker.sources import Source, count_rows, iterate, open_source
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """One row for a person to look at; numbers as Python values, several of a kind as lists."""
+    """One row for a person to look at, its inputs as in the data; numbers as Python values, several of a kind as lists."""
 
     inputs: list[float]
     desired: Label | float | list[float]
@@ -158,7 +158,9 @@ def _scored_rows(model: TrainedModel, chunk: _Chunk) -> list[ScoredRow]:
     error_BO = np.abs(a_BO - chunk.t_BO)
     desired, output = _readable(model, chunk.t_BO), _readable(model, a_BO)
     absolute, squared = error_BO.mean(axis=1), np.square(error_BO).mean(axis=1)
-    columns = zip(chunk.x_BI.tolist(), desired, output, absolute.tolist(), squared.tolist(), strict=True)
+    # As they stand in the data, not as the network sees them.
+    raw_BI = numbers(chunk.table, model.encoding.columns.features, lambda row: f"row {row + 1}", "float64")
+    columns = zip(raw_BI.tolist(), desired, output, absolute.tolist(), squared.tolist(), strict=True)
     return [ScoredRow(*row) for row in columns]
 
 
