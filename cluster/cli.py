@@ -192,7 +192,8 @@ def predict(*, run_directory: Path, data: str, output: Path, debug: bool) -> Non
 def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: bool, debug: bool) -> None:
     """Prove that the workers make no difference.
 
-    Trains the job once for each number of workers and compares the digests of the weights. The run directories are temporary. Exits with 0 only if all digests are equal.
+    Trains the job once for each number of workers and compares the digests of the weights. The run directories are temporary.
+    Exits with 0 only if all digests are equal.
     """
     from cluster.verify import parse_counts, verify_job
 

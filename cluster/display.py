@@ -264,7 +264,7 @@ def rows_table(rows: list[ScoredRow]) -> Table:
     """Return rows as a table, one below the other; the errors of a row are means over its outputs."""
     table = Table()
     for heading in ("Input", "Desired", "Model output", "Absolute error", "Square error"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=heading == "Input")
     for row in rows:
         inputs = row.inputs[0] if len(row.inputs) == 1 else row.inputs
         table.add_row(*map(readable, (inputs, row.desired, row.output, row.absolute_error, row.squared_error)))
@@ -298,7 +298,7 @@ def plan_table(job: JobSpec, plan: JobPlan) -> Table:
 def readable(value: object) -> str:
     """Return a value, or the first few of a list, in few digits."""
     if isinstance(value, list):
-        return "[" + ", ".join(map(readable, value[:4])) + (", …]" if len(value) > 4 else "]")
+        return "[" + ", ".join(map(readable, value[:3])) + (", …]" if len(value) > 3 else "]")
     return number(value) if isinstance(value, float) else str(value)
 
 
