@@ -58,6 +58,8 @@ STATUS_EXIT: Final[dict[Status, Exit]] = {
     "interrupted": Exit.INTERRUPTED,
 }
 
+WIDE: Final = 160
+
 JOB = click.argument("job_file", metavar="JOB.toml", type=click.Path(path_type=Path))
 RUN = click.argument("run_directory", metavar="RUN_DIR", type=click.Path(path_type=Path))
 DATA = click.option("--data", required=True, metavar="PATH", help="A file, folder or glob of Parquet, Arrow IPC or CSV.")
@@ -161,6 +163,8 @@ def evaluate(*, run_directory: Path, data: str, table: int, debug: bool) -> None
     with exit_codes(debug=debug), one_thread():
         evaluation = evaluate_model(load_model(run_directory), data, table)
         console = Console()
+        if not console.is_terminal:
+            console = Console(width=WIDE)  # whoever reads a file or a pipe can do without line breaks in cells
         if evaluation.table:
             console.print(rows_table(evaluation.table))
         console.print(error_table({count(evaluation.rows, "row"): evaluation.errors}))

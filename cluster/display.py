@@ -264,7 +264,7 @@ def rows_table(rows: list[ScoredRow]) -> Table:
     """Return rows as a table, one below the other; the errors of a row are means over its outputs."""
     table = Table()
     for heading in ("Input", "Desired", "Model output", "Absolute error", "Square error"):
-        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+        table.add_column(heading, justify="right")
     for row in rows:
         inputs = row.inputs[0] if len(row.inputs) == 1 else row.inputs
         table.add_row(*map(readable, (inputs, row.desired, row.output, row.absolute_error, row.squared_error)))
