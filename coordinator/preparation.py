@@ -72,7 +72,7 @@ def make_plan(job: JobSpec, inspection: Inspection) -> ShardPlan:
     if rows - held_out < data.shards:
         raise JobError(
             "data.shards",
-            f"{rows - held_out} training rows can't fill {data.shards} shards; use at most {rows - held_out} shards",
+            f"{rows - held_out} training rows can't fill {data.shards} shards; use at most {rows - held_out}",
         )
     return ShardPlan(
         rows=rows,

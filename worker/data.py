@@ -105,9 +105,9 @@ def describe_type(arrow: pa.DataType) -> Column | None:
         arrow = arrow.value_type
     if pa.types.is_boolean(arrow):
         return Column("", "boolean")
-    if pa.types.is_integer(arrow):
+    if pa.types.is_integer(arrow) or pa.types.is_null(arrow):  # of an empty column any type would do
         return Column("", "integer")
-    if pa.types.is_floating(arrow) or pa.types.is_decimal(arrow) or pa.types.is_null(arrow):
+    if pa.types.is_floating(arrow) or pa.types.is_decimal(arrow):
         return Column("", "number")
     if pa.types.is_string(arrow) or pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow):
         return Column("", "text")

@@ -141,7 +141,7 @@ def test_class_labels_are_whole_numbers_text_or_booleans(model: ModelSpec, label
         (pa.float64(), "number", None),
         (pa.decimal128(5, 2), "number", None),
         (pa.decimal256(50, 2), "number", None),
-        (pa.null(), "number", None),
+        (pa.null(), "integer", None),
         (pa.uint64(), "integer", None),
         (pa.bool_(), "boolean", None),
         (pa.string(), "text", None),
