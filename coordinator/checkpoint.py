@@ -157,6 +157,7 @@ class CheckpointWriter:
         self._changed = threading.Condition()
         self._waiting: Snapshot | None = None
         self._closed = False
+        self._written: Progress | None = None
         self._complaints: list[str] = []
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
@@ -188,8 +189,11 @@ class CheckpointWriter:
                 snapshot, self._waiting = self._waiting, None
                 if snapshot is None:
                     return
+            if snapshot.progress == self._written:
+                continue
             try:
                 self._write(snapshot)
+                self._written = snapshot.progress
             except OSError as error:
                 with self._changed:
                     self._complaints.append(

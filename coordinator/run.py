@@ -19,7 +19,7 @@ from coordinator.pool import Pool
 from coordinator.preparation import Inspection, fit_encoding, inspect, make_plan, make_setup
 from coordinator.records import CrewStatus, EpochDone, Event, Finished, Noticed, Percentiles, RoundDone, Seconds, Started, Summary
 from coordinator.resume import check_origin, compare_fingerprints, find_checkpoint
-from coordinator.run_directory import RunDirectory, check, checkpoints, holds_run
+from coordinator.run_directory import RunDirectory, check, checkpoints, holds_run, writable
 from coordinator.snapshot import Progress, Snapshot
 from coordinator.training import Outcome, Training
 from coordinator.update import Updater
@@ -171,7 +171,8 @@ def _train(order: Order, prepared: _Prepared, metrics_url: str | None, interrupt
         writer.close(training.snapshot)
     yield from (Noticed(message=message) for message in writer.complaints())
     outcome = training.outcome
-    save_model(directory.model, job.model, prepared.encoding, prepared.layout, outcome.weights_P)
+    with writable(order.directory):
+        save_model(directory.model, job.model, prepared.encoding, prepared.layout, outcome.weights_P)
     summary = clock.summary(order.directory.name, outcome, prepared, training.crew)
     directory.finish(summary)
     yield Finished(summary=summary)

@@ -28,7 +28,7 @@ class RunDirectory:
         """Make the directory and put the resolved job (TOML) into it. Raises RunDirectoryError as `check` does."""
         check(path)
         try:
-            with _writable(path):
+            with writable(path):
                 path.mkdir(parents=True, exist_ok=True)
                 # Exclusive creation: of two runs that race for a directory, one gets it.
                 with (path / "job.toml").open("x", encoding="utf-8") as file:
@@ -45,7 +45,7 @@ class RunDirectory:
             RunDirectoryError: the directory can't be written.
         """
         directory = cls(path)
-        with _writable(path):
+        with writable(path):
             write_atomically(path / "job.toml", job.encode())
             lines = directory.history.read_bytes().splitlines(keepends=True) if directory.history.exists() else []
             write_atomically(directory.history, b"".join(lines[:history_lines]))
@@ -64,13 +64,13 @@ class RunDirectory:
 
     def append(self, record: EpochRecord) -> None:
         """Add a line to history.jsonl."""
-        with _writable(self.path), self.history.open("a", encoding="utf-8") as file:
+        with writable(self.path), self.history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record), allow_nan=False) + "\n")
 
     def finish(self, summary: Summary) -> None:
         """Write summary.json, the last file of a run."""
         content = json.dumps(asdict(summary), indent=2, allow_nan=False, ensure_ascii=False)
-        with _writable(self.path):
+        with writable(self.path):
             write_atomically(self.path / "summary.json", content.encode() + b"\n")
 
 
@@ -81,7 +81,7 @@ def checkpoints(path: Path) -> Path:
 
 def holds_run(path: Path) -> bool:
     """Return whether a run was begun in the directory. Raises RunDirectoryError where that can't be told."""
-    with _writable(path):
+    with writable(path):
         return (path / "job.toml").exists() or (path / "summary.json").exists()
 
 
@@ -89,7 +89,7 @@ def check(path: Path) -> None:
     """Raise RunDirectoryError if `path` holds a run or can't be made."""
     if holds_run(path):
         raise _in_use(path)
-    with _writable(path):
+    with writable(path):
         nearest = next(place for place in (path, *path.parents) if place.exists())
         if not nearest.is_dir():
             raise _unwritable(path, f"{nearest} is a file")
@@ -98,7 +98,8 @@ def check(path: Path) -> None:
 
 
 @contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def writable(path: Path) -> Iterator[None]:
+    """Turn what the operating system says against writing a run's files into a RunDirectoryError."""
     try:
         yield
     except FileExistsError:
