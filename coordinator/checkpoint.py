@@ -157,7 +157,7 @@ class CheckpointWriter:
         self._changed = threading.Condition()
         self._waiting: Snapshot | None = None
         self._closed = False
-        self._written: Progress | None = None
+        self._written: tuple[int, int] | None = None
         self._complaints: list[str] = []
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
@@ -189,11 +189,12 @@ class CheckpointWriter:
                 snapshot, self._waiting = self._waiting, None
                 if snapshot is None:
                     return
-            if snapshot.progress == self._written:
+            place = snapshot.progress.rounds, snapshot.progress.history_lines
+            if place == self._written:
                 continue
             try:
                 self._write(snapshot)
-                self._written = snapshot.progress
+                self._written = place
             except OSError as error:
                 with self._changed:
                     self._complaints.append(
