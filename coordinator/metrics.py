@@ -11,7 +11,18 @@ from typing import ClassVar, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, disable_created_metrics, start_http_server
 
 from coordinator.model_files import write_atomically
-from coordinator.records import CrewStatus, EpochDone, EpochRecord, Errors, Event, Finished, Noticed, RoundDone, Started
+from coordinator.records import (
+    Checkpointed,
+    CrewStatus,
+    EpochDone,
+    EpochRecord,
+    Errors,
+    Event,
+    Finished,
+    Noticed,
+    RoundDone,
+    Started,
+)
 from worker.errors import JobError, require
 
 ADDRESS: Final = "127.0.0.1"
@@ -91,7 +102,7 @@ class Metrics:
                     self._progress.labels(self._run).set(event.round / self._most_rounds)
             case EpochDone():
                 self._observe_epoch(event.record)
-            case Noticed() | Finished():
+            case Checkpointed() | Noticed() | Finished():
                 pass
 
     def _observe_crew(self, crew: CrewStatus) -> None:

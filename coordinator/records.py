@@ -1,11 +1,12 @@
 """What a run tells of itself: errors, the line of an epoch, the summary, and the events that carry them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from worker.network import ErrorSums
 
 Status = Literal["completed", "diverged", "failed", "interrupted"]
+Phase = Literal["compute", "reduce", "update", "evaluate", "checkpoint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,17 +161,31 @@ class CrewStatus:
         lost: since the start of the run.
         recomputed: slices that were under way on a worker when it was lost.
         moved: shards that went from one worker to another.
+        shares: shards that each worker has to compute, by its number.
     """
 
     workers: int = 0
     lost: int = 0
     recomputed: int = 0
     moved: int = 0
+    shares: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundDone:
-    """A round was committed. `round` counts from 1, `loss` is the mean over its rows, `seconds` its duration."""
+    """A round was committed.
+
+    Attributes:
+        round: from 1.
+        rows: of the round.
+        loss: mean over its rows.
+        gradient_norm: before clipping.
+        learning_rate: of its update.
+        seconds: its duration.
+        phases: how long its phases took, in seconds.
+        worker_seconds: how long each worker computed, by its number.
+        crew: how the workers fare.
+    """
 
     round: int
     rows: int
@@ -178,14 +193,26 @@ class RoundDone:
     gradient_norm: float
     learning_rate: float
     seconds: float
+    phases: dict[Phase, float] = field(default_factory=dict)
+    worker_seconds: dict[int, float] = field(default_factory=dict)
     crew: CrewStatus
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochDone:
-    """An epoch is over."""
+    """An epoch is over. `evaluate_seconds` is what its evaluation took; 0 without validation."""
 
     record: EpochRecord
+    evaluate_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpointed:
+    """A checkpoint of the state after `round` rounds is on disk since `timestamp`, in seconds since the epoch."""
+
+    round: int
+    seconds: float
+    timestamp: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,4 +229,4 @@ class Finished:
     summary: Summary
 
 
-Event = Started | RoundDone | EpochDone | Noticed | Finished
+Event = Started | RoundDone | EpochDone | Checkpointed | Noticed | Finished
