@@ -1,16 +1,24 @@
 """Workers as Ray actors: the Pool for local runs and clusters. Lost ones are replaced, hung ones are ended and replaced."""
 
 import os
+import select
 import signal
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from time import monotonic
+from functools import partial
+from time import monotonic, perf_counter
 from typing import Any, Final
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.exchange import Link, LinkLostError, Listener, serve
+from cluster.shared_arrays import SharedArrays
 from coordinator.crew import Answered, Event, Joined, Lost
 from coordinator.dispatch import PoolError
 from coordinator.pool import WorkersSpec
@@ -34,7 +42,7 @@ class Place:
 
 
 class WorkerActor:
-    """A worker in a process of its own. It takes one task at a time; the second thread answers for its being alive."""
+    """A worker in a process of its own. It takes one task at a time; other threads answer for its being alive."""
 
     def __init__(self) -> None:
         """Hold BLAS to one thread for the life of the process."""
@@ -48,23 +56,40 @@ class WorkerActor:
     def alive(self) -> None:
         """Answer."""
 
-    def run(self, task: Task, weights_P: Floats | None) -> Answer:
-        """Carry out a task. Raises what `Worker.run` raises."""
-        return self._worker.run(task, weights_P)
+    def run(self, task: Task, weights_P: Floats | None) -> tuple[Answer, float]:
+        """Carry out a task, and return the answer and the seconds it took. Raises what `Worker.run` raises."""
+        began = perf_counter()
+        return self._worker.run(task, weights_P), perf_counter() - began
+
+    def serve(self, address: str) -> None:
+        """Take the tasks of rounds from a coordinator on this node, until it hangs up. Raises what `exchange.serve` raises."""
+        serve(self._worker, address)
 
 
 @dataclass
 class _Pending:
     """A task that was given. Without patience, its worker counts as alive while it answers pings."""
 
-    worker: int
     patience: float | None
     due: float
-    ping: Any = None
+    pinged: bool = False
+
+
+@dataclass
+class _Member:
+    """A worker: on its way until it has a place, on the coordinator's node linked once it has connected."""
+
+    handle: Any
+    place: Place | None = None
+    link: Link | None = None
+    pending: _Pending | None = None
 
 
 class RayPool:
-    """As many worker actors as the cluster can place, up to the most that were asked for."""
+    """As many worker actors as the cluster can place, up to the most that were asked for.
+
+    Every worker takes its tasks as calls of its actor, and those on this node the tasks of rounds over a link, once it stands.
+    """
 
     def __init__(self, spec: WorkersSpec, kill_in_round: int | None = None) -> None:
         """Ask for the workers; those that the cluster places show up as events.
@@ -74,113 +99,185 @@ class RayPool:
             kill_in_round: kill one worker while it computes this round, to prove that it makes no difference.
         """
         self._spec = spec
-        self._actor: Any = ray.remote(WorkerActor).options(num_cpus=spec.cpus, max_restarts=0, max_concurrency=2)
+        self._actor: Any = ray.remote(WorkerActor).options(num_cpus=spec.cpus, max_restarts=0, max_concurrency=3)
         self._kill_in_round = kill_in_round
-        self._weights: Any = None
+        self._node = ray.get_runtime_context().get_node_id()
         self._numbers = 0
         self._failed_starts = 0
-        self._actors: dict[int, Any] = {}
-        self._places: dict[int, Place] = {}
-        self._starting: dict[Any, int] = {}
-        self._pending: dict[Any, _Pending] = {}
-        self._lost: list[Event] = []
+        self._members: dict[int, _Member] = {}
+        self._events: list[Event] = []
+        self._calls = Calls()
+        self._listener = Listener()
+        self._waiting = select.epoll()
+        self._waiting.register(self._calls.fileno(), select.EPOLLIN)
+        self._waiting.register(self._listener.fileno(), select.EPOLLIN)
+        self._linked: dict[int, int] = {}
+        self._shared: SharedArrays | None = None
+        self._shards = 0
+        self._weights_P: Floats | None = None
+        self._put: Any = None
         for _ in range(spec.most):
             self._start_one()
 
+    def make_room(self, parameters: int, dtype: str, shards: int) -> tuple[Floats, Floats]:
+        self._shared, self._shards = SharedArrays.create(2, parameters, dtype), shards
+        for member in self._members.values():
+            self._invite(member)
+        first_P, second_P = self._shared.arrays
+        return first_P, second_P
+
     def publish(self, weights_P: Floats) -> None:
-        # Put once: every worker of a node reads the same copy.
-        self._weights = ray.put(weights_P)
+        self._weights_P, self._put = weights_P, None
 
     def submit(self, worker: int, task: Task, patience: float | None) -> None:
-        weights = self._weights if isinstance(task, ComputeGradients | Evaluate) else None
-        reference = self._actors[worker].run.remote(task, weights)
-        due = monotonic() + (patience or self._spec.deadline_seconds)
-        self._pending[reference] = _Pending(worker, patience, due)
+        member = self._members[worker]
+        member.pending = _Pending(patience, monotonic() + (patience or self._spec.deadline_seconds))
+        place = self._shared_place
+        if member.link is not None and place is not None and isinstance(task, ComputeGradients | Evaluate):
+            member.link.submit(task, place)
+        else:
+            self._calls.add(member.handle.run.remote(task, self._weights(task)), partial(self._answered, worker, member))
         if isinstance(task, ComputeGradients) and task.round == self._kill_in_round:
             self._kill_in_round = None
-            end_process(self._places[worker])
+            assert member.place is not None
+            end_process(member.place)
 
     def wait(self, seconds: float) -> list[Event]:
         until = monotonic() + seconds
         while True:
             self._send_pings()
-            events = self._collect(max(0.0, min(until, self._next_check()) - monotonic()))
+            for descriptor, _ in self._waiting.poll(max(0.0, min(until, self._next_check()) - monotonic())):
+                self._take(descriptor)
             self._give_up_overdue()
-            events += self._lost
-            self._lost = []
+            events, self._events = self._events, []
             if events or monotonic() >= until:
                 return events
 
     def close(self) -> None:
-        for number in list(self._actors):
+        for number in list(self._members):
             self._end(number)
-        self._starting.clear()
-        self._pending.clear()
+        self._waiting.close()
+        self._listener.close()
+        self._calls.close()
+
+    @property
+    def _shared_place(self) -> int | None:
+        """Where among the shared arrays the published weights are, if they are."""
+        for place, array in enumerate(self._shared.arrays if self._shared is not None else ()):
+            if array is self._weights_P:
+                return place
+        return None
+
+    def _weights(self, task: Task) -> Any:
+        """Return a reference to the weights for a task that needs them, put once: all workers of a node read one copy."""
+        if not isinstance(task, ComputeGradients | Evaluate):
+            return None
+        if self._put is None:
+            self._put = ray.put(self._weights_P)
+        return self._put
 
     def _start_one(self) -> None:
         number = self._numbers
         self._numbers += 1
-        self._actors[number] = self._actor.remote()
-        self._starting[self._actors[number].place.remote()] = number
+        member = self._members[number] = _Member(self._actor.remote())
+        self._calls.add(member.handle.place.remote(), partial(self._started, number, member))
 
-    def _collect(self, seconds: float) -> list[Event]:
-        pings = {pending.ping: pending for pending in self._pending.values() if pending.ping is not None}
-        references = [*self._starting, *self._pending, *pings]
-        ready, _ = ray.wait(references, num_returns=1, timeout=seconds, fetch_local=False)
-        if ready:
-            ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
-        events: list[Event | None] = []
-        for reference in ready:
-            if reference in self._starting:
-                events.append(self._started(self._starting.pop(reference), reference))
-            elif reference in self._pending:
-                events.append(self._answered(self._pending.pop(reference).worker, reference))
-            else:
-                pings[reference].ping = None
-                pings[reference].due = monotonic() + self._spec.deadline_seconds
-        return [event for event in events if event is not None]
+    def _take(self, descriptor: int) -> None:
+        """Deal with what has come in on a descriptor."""
+        if descriptor == self._calls.fileno():
+            self._calls.deal_with_done()
+        elif descriptor == self._listener.fileno():
+            self._accept()
+        elif descriptor in self._linked:
+            self._read(self._linked[descriptor])
 
-    def _started(self, number: int, reference: Any) -> Event | None:
-        try:
-            place: Place = ray.get(reference)
-        except RayError as error:
-            self._failed_starts += 1
-            self._actors.pop(number)
-            if self._failed_starts >= MOST_FAILED_STARTS:
-                raise PoolError(
-                    f"{MOST_FAILED_STARTS} workers in a row died while starting, the last one: {first_line(error)}"
-                ) from error
-            self._start_one()
-            return None
+    def _started(self, number: int, member: _Member, place: Place | BaseException) -> None:
+        if isinstance(place, BaseException):
+            self._failed_to_start(number, place)
+            return
         self._failed_starts = 0
-        self._places[number] = place
-        return Joined(number, place.fingerprint)
+        member.place = place
+        self._invite(member)
+        self._events.append(Joined(number, place.fingerprint))
 
-    def _answered(self, worker: int, reference: Any) -> Event:
+    def _failed_to_start(self, number: int, error: BaseException) -> None:
+        self._failed_starts += 1
+        self._members.pop(number, None)
+        if self._failed_starts >= MOST_FAILED_STARTS:
+            raise PoolError(
+                f"{MOST_FAILED_STARTS} workers in a row died while starting, the last one: {first_line(error)}"
+            ) from error
+        self._start_one()
+
+    def _invite(self, member: _Member) -> None:
+        """Have a worker of this node connect, once there is memory to share with it."""
+        if self._shared is not None and member.place is not None and member.place.node == self._node:
+            # Where it can't connect, it goes on taking its tasks as calls.
+            member.handle.serve.remote(self._listener.address)
+
+    def _accept(self) -> None:
+        accepted = self._listener.accept()
+        if accepted is None:
+            return
+        pid, link = accepted
+        for number, member in self._members.items():
+            if member.place is not None and member.place.node == self._node and member.place.pid == pid and member.link is None:
+                assert self._shared is not None
+                link.share(self._shared, self._shards)
+                member.link = link
+                self._linked[link.fileno()] = number
+                self._waiting.register(link.fileno(), select.EPOLLIN)
+                return
+        link.close()
+
+    def _read(self, number: int) -> None:
+        member = self._members[number]
+        assert member.link is not None
         try:
-            return Answered(worker, ray.get(reference))
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise
-        except RayError as error:
-            return self._replace(worker, death_cause(error))
+            answered = member.link.answer()
+        except LinkLostError:
+            self._replace(number, "its process died")
+            return
+        if answered is not None:
+            member.pending = None
+            self._events.append(Answered(number, *answered))
 
-    def _replace(self, worker: int, cause: str) -> Lost:
+    def _answered(self, worker: int, member: _Member, answer: Any) -> None:
+        if self._members.get(worker) is not member:
+            return  # it was given up before
+        if isinstance(answer, RayTaskError):
+            raise answer.cause if isinstance(answer.cause, UserError) else answer
+        if isinstance(answer, BaseException):
+            self._replace(worker, death_cause(answer))
+            return
+        member.pending = None
+        self._events.append(Answered(worker, *answer))
+
+    def _replace(self, worker: int, cause: str) -> None:
         self._end(worker)
         self._start_one()
-        return Lost(worker, cause)
+        self._events.append(Lost(worker, cause))
 
     def _end(self, worker: int) -> None:
-        handle, place = self._actors.pop(worker), self._places.pop(worker, None)
-        ray.kill(handle)
-        if place is not None:
-            end_process(place)
+        member = self._members.pop(worker)
+        if member.link is not None:
+            del self._linked[member.link.fileno()]
+            member.link.close()
+        ray.kill(member.handle)
+        if member.place is not None:
+            end_process(member.place)
 
     def _send_pings(self) -> None:
-        for pending in self._pending.values():
-            if pending.patience is None and pending.ping is None and monotonic() >= self._ping_at(pending):
-                pending.ping = self._actors[pending.worker].alive.remote()
+        for member in self._members.values():
+            pending = member.pending
+            if pending is not None and pending.patience is None and not pending.pinged and monotonic() >= self._ping_at(pending):
+                pending.pinged = True
+                self._calls.add(member.handle.alive.remote(), partial(self._is_alive, pending))
+
+    def _is_alive(self, pending: _Pending, answer: Any) -> None:
+        if not isinstance(answer, BaseException):  # the task's own call tells of a death
+            pending.pinged = False
+            pending.due = monotonic() + self._spec.deadline_seconds
 
     def _ping_at(self, pending: _Pending) -> float:
         return pending.due - self._spec.deadline_seconds / 2
@@ -188,17 +285,58 @@ class RayPool:
     def _next_check(self) -> float:
         """Return when something is due even if nothing happens."""
         times = [
-            self._ping_at(pending) if pending.patience is None and pending.ping is None else pending.due
-            for pending in self._pending.values()
+            self._ping_at(member.pending) if member.pending.patience is None and not member.pending.pinged else member.pending.due
+            for member in self._members.values()
+            if member.pending is not None
         ]
         return min(times, default=float("inf"))
 
     def _give_up_overdue(self) -> None:
-        for reference, pending in list(self._pending.items()):
-            if monotonic() >= pending.due:
-                del self._pending[reference]
+        for number, member in list(self._members.items()):
+            pending = member.pending
+            if pending is not None and monotonic() >= pending.due:
                 waited = pending.patience or self._spec.deadline_seconds
-                self._lost.append(self._replace(pending.worker, f"no sign of life for {waited:.3g} s"))
+                self._replace(number, f"no sign of life for {waited:.3g} s")
+
+
+class Calls:
+    """Calls of actors under way. Whoever made one is told its result, or exception, where `deal_with_done` is called."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._done: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when calls are done."""
+        return self._wake
+
+    def add(self, reference: Any, then: Callable[[Any], None]) -> None:
+        """Have `then` called with the call's result once it is there."""
+
+        def done(future: Future[Any]) -> None:
+            self._done.append((then, future.exception() or future.result()))
+            with self._lock:  # once it is closed, the number may stand for another file
+                if not self._closed:
+                    os.eventfd_write(self._wake, 1)
+
+        reference.future().add_done_callback(done)
+
+    def deal_with_done(self) -> None:
+        """Tell of the calls that are done. Raises what those who are told raise."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        while self._done:
+            then, result = self._done.popleft()
+            then(result)
+
+    def close(self) -> None:
+        """Tell of no more."""
+        with self._lock:
+            self._closed = True
+            os.close(self._wake)
 
 
 def end_process(place: Place) -> None:

@@ -45,10 +45,11 @@ class Joined:
 
 @dataclass(frozen=True)
 class Answered:
-    """A worker finished the task it was given."""
+    """A worker finished the task it was given, in so many seconds."""
 
     worker: int
     answer: Answer
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,11 @@ class Crew:
     def shares(self) -> dict[int, Shards]:
         """The shards that each member is to compute."""
         return {worker: tuple(sorted(member.share)) for worker, member in self._members.items()}
+
+    @property
+    def share_sizes(self) -> dict[int, int]:
+        """How many shards each member is to compute."""
+        return {worker: len(member.share) for worker, member in self._members.items()}
 
     def learn_to_load(self, load: Callable[[Shards], PrepareShards]) -> None:
         """From now on, have members hold shards by this task."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Final
 
-from coordinator.crew import Crew, Give, Instruction, Job, Joined, Lost, Shards
+from coordinator.crew import Answered, Crew, Give, Instruction, Job, Joined, Lost, Shards
 from coordinator.pool import Pool, WorkersSpec
 from worker.arrays import Floats
 from worker.messages import Answer, PrepareShards, Task
@@ -26,7 +26,12 @@ def patience(recent: Sequence[float], floor: float) -> float | None:
 
 
 class Dispatcher:
-    """Has the workers of a pool do one job after the other."""
+    """Has the workers of a pool do one job after the other.
+
+    Attributes:
+        crew: who does what.
+        seconds: how long each worker has worked on the last job.
+    """
 
     def __init__(self, pool: Pool, spec: WorkersSpec, shards: int, inspect: Callable[[int, dict[str, str]], str | None]) -> None:
         """Make a crew for so many shards, without members yet.
@@ -42,7 +47,9 @@ class Dispatcher:
         self._assembled = False
         self._pool = pool
         self._spec = spec
+        self._shards = shards
         self.crew = Crew(shards)
+        self.seconds: dict[int, float] = {}
         self._durations: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
     def assemble(self) -> None:
@@ -59,6 +66,10 @@ class Dispatcher:
         """Return what the user should know since the last time this was asked."""
         told, self._notices = self._notices, []
         return told
+
+    def make_room(self, parameters: int, dtype: str) -> tuple[Floats, Floats]:
+        """Return two arrays for weights, which need no copy to be published."""
+        return self._pool.make_room(parameters, dtype, self._shards)
 
     def publish(self, weights_P: Floats) -> None:
         """Make these the weights of the jobs from now on."""
@@ -77,6 +88,7 @@ class Dispatcher:
             UserError: a worker raised it.
         """
         recent = self._durations[kind]
+        self.seconds = {}
         began, lost = monotonic(), self.crew.lost
         answers = self._run(Job(task, rows), patience(recent, self._spec.deadline_seconds))
         if self.crew.lost == lost:
@@ -108,6 +120,8 @@ class Dispatcher:
     def _listen(self, seconds: float, patience: float | None) -> None:
         for event in self._pool.wait(seconds):
             match event:
+                case Answered(worker, _, seconds):
+                    self.seconds[worker] = self.seconds.get(worker, 0.0) + seconds
                 case Joined(worker, fingerprint):
                     warning = self._inspect(worker, fingerprint)
                     self._notices += [warning] if warning is not None else []

@@ -3,7 +3,10 @@
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import perf_counter
 from typing import ClassVar, Protocol
+
+import numpy as np
 
 from coordinator.crew import Answered, Event, Joined
 from worker.arrays import Floats
@@ -72,6 +75,9 @@ DEFAULT_WORKERS = 2
 class Pool(Protocol):
     """Workers that take one task at a time and answer in any order. Lost ones are replaced without being asked for."""
 
+    def make_room(self, parameters: int, dtype: str, shards: int) -> tuple[Floats, Floats]:
+        """Return two arrays for weights, which `publish` takes without copying them; called once, before the first round."""
+
     def publish(self, weights_P: Floats) -> None:
         """Make these the weights of the tasks submitted from now on. They must not change before those are answered."""
 
@@ -100,11 +106,16 @@ class InProcessPool:
         self._weights_P: Floats | None = None
         self._events: deque[Event] = deque(Joined(number, fingerprint()) for number in range(count))
 
+    def make_room(self, parameters: int, dtype: str, shards: int) -> tuple[Floats, Floats]:
+        return np.empty(parameters, dtype), np.empty(parameters, dtype)
+
     def publish(self, weights_P: Floats) -> None:
         self._weights_P = weights_P
 
     def submit(self, worker: int, task: Task, patience: float | None) -> None:
-        self._events.append(Answered(worker, self._workers[worker].run(task, self._weights_P)))
+        began = perf_counter()
+        answer = self._workers[worker].run(task, self._weights_P)
+        self._events.append(Answered(worker, answer, perf_counter() - began))
 
     def wait(self, seconds: float) -> list[Event]:
         events = list(self._events)

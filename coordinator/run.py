@@ -1,5 +1,6 @@
 """One run from job to finished run directory, over any pool."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def _prepare(order: Order, inspection: Inspection, pool: Pool) -> _Prepared:
 
     encoding = fit_encoding(setup, scan)
     layout = Network(job.model, len(setup.columns.feature_names), encoding.outputs).layout
-    updater = Updater(job.optimizer, job.model, layout)
+    updater = Updater(job.optimizer, job.model, layout, threads=len(os.sched_getaffinity(0)))
     origin = Origin(job=decisive(job), rows=setup.plan.rows, parameters=layout.size, fingerprint=ours)
     weights_P = starting_weights(job.model, layout, job.job.seed)
     start, warnings = Snapshot(Progress(), updater.start(weights_P), weights_P), list[str]()
@@ -160,7 +161,9 @@ def _train(order: Order, prepared: _Prepared, metrics_url: str | None, interrupt
             if isinstance(event, EpochDone):
                 directory.append(event.record)
                 if event.record.epoch % job.checkpoint.every_epochs == 0:
-                    writer.offer(training.snapshot)
+                    snapshot = training.snapshot
+                    assert snapshot is not None, "only a round that is refused loses it"
+                    writer.offer(snapshot.copied())
             yield event
             yield from (Noticed(message=message) for message in (*dispatcher.notices(), *writer.complaints()))
     except PoolError as error:

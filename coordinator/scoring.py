@@ -143,8 +143,7 @@ def _chunks(model: TrainedModel, source: Source, columns: list[str], *, labelled
             where = partial(_where, source, place)
             t_BO = np.empty((table.num_rows, encoding.outputs if labelled else 0), dtype)
             if labelled:
-                places_B = np.arange(table.num_rows)
-                fill_targets(encoding.targets(table, where, dtype), places_B, t_BO, places_B)
+                fill_targets(encoding.targets(table, where, dtype), t_BO.T)
             yield _Chunk(table, encoding.features(table, where, dtype), t_BO)
             place += table.num_rows
 

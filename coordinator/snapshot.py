@@ -40,8 +40,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run between two rounds. Its arrays are never changed, so keeping it costs nothing."""
+    """A run between two rounds.
+
+    The weights kept so far are never changed; the parameters are those of the run itself, until the next round.
+    """
 
     progress: Progress
     parameters: Parameters
     kept_P: Floats
+
+    def copied(self) -> "Snapshot":
+        """Return a snapshot that the next rounds don't change."""
+        state = {name: array.copy() for name, array in self.parameters.optimizer.items()}
+        just_kept = self.progress.kept is not None and self.progress.kept.round == self.progress.rounds
+        weights_P = self.kept_P if just_kept else self.parameters.weights_P.copy()
+        return Snapshot(self.progress, Parameters(weights_P, state), self.kept_P)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, TypeVar, cast
 
@@ -10,14 +11,14 @@ import numpy as np
 from coordinator.dispatch import Dispatcher
 from coordinator.job import JobSpec
 from coordinator.optimizers import Step
-from coordinator.records import CrewStatus, EpochDone, EpochRecord, Errors, RoundDone, Status
+from coordinator.records import CrewStatus, EpochDone, EpochRecord, Errors, Phase, RoundDone, Status
 from coordinator.snapshot import Progress, Snapshot
 from coordinator.stopping import stop_after_epoch, stop_in_round
-from coordinator.update import Refused, Updated, Updater
+from coordinator.update import Parameters, PartialSums, Refused, Updated, Updater
 from worker.arrays import Floats
 from worker.messages import Answer, ComputeGradients, Evaluate, Setup, Split
-from worker.network import ErrorSums, GradientSum
-from worker.tree import Node, finish
+from worker.network import ErrorSums
+from worker.tree import Additions, Node, additions, finish, root
 
 T = TypeVar("T")
 Steps = Generator[RoundDone | EpochDone, None, T]
@@ -50,7 +51,10 @@ class Training:
         self._dispatcher = dispatcher
         self._updater = updater
         self._most_rounds = job.training.most_rounds(self._plan.rounds_per_epoch)
-        self._parameters, self._kept_P = start.parameters, start.kept_P
+        weights_P = start.parameters.weights_P
+        self._room = dispatcher.make_room(len(weights_P), job.model.dtype)
+        np.copyto(self._room[0], weights_P)
+        self._parameters, self._kept_P = Parameters(self._room[0], start.parameters.optimizer), start.kept_P
         progress = start.progress
         self._rounds, self._rows = progress.rounds, progress.rows
         self._errors, self._epoch_seconds = progress.epoch_errors, progress.epoch_seconds
@@ -59,6 +63,7 @@ class Training:
         self._crew_before = progress.last_round.crew if progress.last_round else CrewStatus()
         self._began = perf_counter() - progress.seconds
         self._resume_at: Snapshot | None = None
+        self._state_lost = False
 
     @property
     def crew(self) -> CrewStatus:
@@ -69,11 +74,14 @@ class Training:
             lost=before.lost + now.lost,
             recomputed=before.recomputed + now.recomputed,
             moved=before.moved + now.moved,
+            shares=now.share_sizes,
         )
 
     @property
-    def snapshot(self) -> Snapshot:
-        """The state from which a run would go on to the same end."""
+    def snapshot(self) -> Snapshot | None:
+        """The state from which a run would go on to the same end, until the next round; None where it was lost in diverging."""
+        if self._state_lost:
+            return None
         if self._resume_at is not None:
             return self._resume_at
         progress = Progress(
@@ -147,18 +155,24 @@ class Training:
         number = self._rounds
         self._dispatcher.publish(self._parameters.weights_P)
         answers = self._dispatcher.ask("round", lambda shards: ComputeGradients(number, shards))
-        with np.errstate(over="ignore", invalid="ignore"):  # a diverging run is told by its sums
-            summed: GradientSum | None = finish(_merge(answers), self._plan.shards, _add_gradients)
-        assert summed is not None, "no round is empty"
-        if not summed.errors.finite:
+        computed = perf_counter()
+        parts = {node: part for node, part in _merge(answers).items() if part is not None}
+        errors = finish({node: part.errors for node, part in parts.items()}, self._plan.shards, ErrorSums.__add__)
+        assert errors is not None, "no round is empty"
+        if not errors.finite:
             return Refused("the error is not finite")
         step = Step(number + 1, self._learning_rate())
-        updated = self._updater.update(self._parameters, summed.gradient_P, summed.errors.rows, step)
+        sums = PartialSums([part.gradient_P for part in parts.values()], _additions(tuple(parts), self._plan.shards))
+        spare_P = self._room[1 if self._parameters.weights_P is self._room[0] else 0]
+        updated = self._updater.update(self._parameters, sums, errors.rows, step, spare_P)
         if isinstance(updated, Refused):
+            self._state_lost = updated.state_lost
             return updated
-        return self._commit(updated, summed.errors, step, began)
+        phases: dict[Phase, float] = {"compute": computed - began, "reduce": updated.reduce_seconds}
+        phases["update"] = perf_counter() - computed - updated.reduce_seconds
+        return self._commit(updated, errors, step, began, phases)
 
-    def _commit(self, updated: Updated, errors: ErrorSums, step: Step, began: float) -> RoundDone:
+    def _commit(self, updated: Updated, errors: ErrorSums, step: Step, began: float, phases: dict[Phase, float]) -> RoundDone:
         self._parameters = updated.parameters
         self._rounds += 1
         self._rows += errors.rows
@@ -172,6 +186,8 @@ class Training:
             gradient_norm=updated.gradient_norm,
             learning_rate=step.learning_rate,
             seconds=seconds,
+            phases=phases,
+            worker_seconds=self._dispatcher.seconds,
             crew=self.crew,
         )
         return self._round
@@ -205,8 +221,7 @@ class Training:
         self._standing = self._standing.after((validation or record.train).loss)
         best_only = self._job.training.keep == "best" and self._has_validation
         if not best_only or self._standing.improved:
-            # Parameters are replaced by each update and never changed, so these weights need no copy.
-            self._kept, self._kept_P = record, self._parameters.weights_P
+            self._kept, self._kept_P = record, self._parameters.weights_P.copy()
         self._last, self._errors, self._epoch_seconds = record, None, 0.0
         self._lines += 1
         return record
@@ -250,7 +265,6 @@ def _merge(answers: list[Answer]) -> dict[Node, Any]:
     return {node: part for answer in answers for node, part in cast(Mapping[Node, Any], answer).items()}
 
 
-def _add_gradients(left: GradientSum, right: GradientSum) -> GradientSum:
-    # A worker's own arrays may be added into: they are its answer to this round. Ray's are read-only.
-    out = left.gradient_P if left.gradient_P.flags.writeable else None
-    return GradientSum(np.add(left.gradient_P, right.gradient_P, out=out), left.errors + right.errors)
+@lru_cache(maxsize=256)
+def _additions(nodes: tuple[Node, ...], shards: int) -> Additions:
+    return additions(root(shards), shards, {node: place for place, node in enumerate(nodes)})

@@ -1,7 +1,8 @@
 """Activation functions and their derivatives, written into buffers that the caller owns.
 
-Shapes: `z_BO` is a layer's weighted input, `a_BO` its activation, `g_BO` a gradient, `scratch_BO` memory to work in;
-B rows, O units. The formulas are those of Goodfellow, Bengio and Courville, "Deep Learning", chapter 6, unless said.
+Shapes: `z_KOB` is a layer's weighted input, `a_KOB` its activation, `g_KOB` a gradient, `scratch_KOB` memory to work in;
+K slices, B rows of a slice, O units. The formulas are those of Goodfellow, Bengio and Courville, "Deep Learning",
+chapter 6, unless said.
 """
 
 from typing import ClassVar, Final, Protocol
@@ -21,11 +22,11 @@ class Activation(Protocol):
     in_place: ClassVar[bool]
     """Whether `z` and `a` may be one buffer: true where the derivative can be worked out from `a` alone."""
 
-    def apply(self, z_BO: Floats, a_BO: Floats, scratch_BO: Floats) -> None:
+    def apply(self, z_KOB: Floats, a_KOB: Floats, scratch_KOB: Floats) -> None:
         """Write f(z) into `a`."""
 
-    def backward(self, z_BO: Floats, a_BO: Floats, g_BO: Floats, scratch_BO: Floats) -> None:
-        """Turn the gradient with respect to `a` into the one with respect to `z`, in place."""
+    def backward(self, z_KOB: Floats, a_KOB: Floats, g_KOB: Floats, scratch_KOB: Floats) -> None:
+        """Turn the gradient with respect to `a` into the one with respect to `z`, in place. May overwrite `z`, if not `a`."""
 
 
 class Identity:
@@ -33,11 +34,11 @@ class Identity:
 
     in_place: ClassVar[bool] = True
 
-    def apply(self, z_BO: Floats, a_BO: Floats, scratch_BO: Floats) -> None:
-        if a_BO is not z_BO:
-            np.copyto(a_BO, z_BO)
+    def apply(self, z_KOB: Floats, a_KOB: Floats, scratch_KOB: Floats) -> None:
+        if a_KOB is not z_KOB:
+            np.copyto(a_KOB, z_KOB)
 
-    def backward(self, z_BO: Floats, a_BO: Floats, g_BO: Floats, scratch_BO: Floats) -> None:
+    def backward(self, z_KOB: Floats, a_KOB: Floats, g_KOB: Floats, scratch_KOB: Floats) -> None:
         pass
 
 
@@ -46,16 +47,16 @@ class Sigmoid:
 
     in_place: ClassVar[bool] = True
 
-    def apply(self, z_BO: Floats, a_BO: Floats, scratch_BO: Floats) -> None:
-        np.multiply(z_BO, 0.5, out=a_BO)
-        np.tanh(a_BO, out=a_BO)
-        np.multiply(a_BO, 0.5, out=a_BO)
-        np.add(a_BO, 0.5, out=a_BO)
+    def apply(self, z_KOB: Floats, a_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.multiply(z_KOB, 0.5, out=a_KOB)
+        np.tanh(a_KOB, out=a_KOB)
+        np.multiply(a_KOB, 0.5, out=a_KOB)
+        np.add(a_KOB, 0.5, out=a_KOB)
 
-    def backward(self, z_BO: Floats, a_BO: Floats, g_BO: Floats, scratch_BO: Floats) -> None:
-        np.subtract(1.0, a_BO, out=scratch_BO)
-        np.multiply(scratch_BO, a_BO, out=scratch_BO)
-        np.multiply(g_BO, scratch_BO, out=g_BO)
+    def backward(self, z_KOB: Floats, a_KOB: Floats, g_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.subtract(1.0, a_KOB, out=scratch_KOB)
+        np.multiply(scratch_KOB, a_KOB, out=scratch_KOB)
+        np.multiply(g_KOB, scratch_KOB, out=g_KOB)
 
 
 class Tanh:
@@ -63,13 +64,13 @@ class Tanh:
 
     in_place: ClassVar[bool] = True
 
-    def apply(self, z_BO: Floats, a_BO: Floats, scratch_BO: Floats) -> None:
-        np.tanh(z_BO, out=a_BO)
+    def apply(self, z_KOB: Floats, a_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.tanh(z_KOB, out=a_KOB)
 
-    def backward(self, z_BO: Floats, a_BO: Floats, g_BO: Floats, scratch_BO: Floats) -> None:
-        np.multiply(a_BO, a_BO, out=scratch_BO)
-        np.subtract(1.0, scratch_BO, out=scratch_BO)
-        np.multiply(g_BO, scratch_BO, out=g_BO)
+    def backward(self, z_KOB: Floats, a_KOB: Floats, g_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.multiply(a_KOB, a_KOB, out=scratch_KOB)
+        np.subtract(1.0, scratch_KOB, out=scratch_KOB)
+        np.multiply(g_KOB, scratch_KOB, out=g_KOB)
 
 
 class Relu:
@@ -77,12 +78,12 @@ class Relu:
 
     in_place: ClassVar[bool] = True
 
-    def apply(self, z_BO: Floats, a_BO: Floats, scratch_BO: Floats) -> None:
-        np.maximum(z_BO, 0.0, out=a_BO)
+    def apply(self, z_KOB: Floats, a_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.clip(z_KOB, 0.0, np.inf, out=a_KOB)  # a third of the time of np.maximum with a number
 
-    def backward(self, z_BO: Floats, a_BO: Floats, g_BO: Floats, scratch_BO: Floats) -> None:
-        np.sign(a_BO, out=scratch_BO)  # a >= 0, so its sign is the derivative
-        np.multiply(g_BO, scratch_BO, out=g_BO)
+    def backward(self, z_KOB: Floats, a_KOB: Floats, g_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.greater(a_KOB, 0.0, out=scratch_KOB, casting="unsafe")
+        np.multiply(g_KOB, scratch_KOB, out=g_KOB)
 
 
 class LeakyRelu:
@@ -90,15 +91,15 @@ class LeakyRelu:
 
     in_place: ClassVar[bool] = False
 
-    def apply(self, z_BO: Floats, a_BO: Floats, scratch_BO: Floats) -> None:
-        np.multiply(z_BO, LEAKY_SLOPE, out=a_BO)
-        np.maximum(z_BO, a_BO, out=a_BO)
+    def apply(self, z_KOB: Floats, a_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.multiply(z_KOB, LEAKY_SLOPE, out=a_KOB)
+        np.maximum(z_KOB, a_KOB, out=a_KOB)
 
-    def backward(self, z_BO: Floats, a_BO: Floats, g_BO: Floats, scratch_BO: Floats) -> None:
-        np.heaviside(z_BO, 0.0, out=scratch_BO)
-        np.multiply(scratch_BO, 1.0 - LEAKY_SLOPE, out=scratch_BO)
-        np.add(scratch_BO, LEAKY_SLOPE, out=scratch_BO)
-        np.multiply(g_BO, scratch_BO, out=g_BO)
+    def backward(self, z_KOB: Floats, a_KOB: Floats, g_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.heaviside(z_KOB, 0.0, out=scratch_KOB)
+        np.multiply(scratch_KOB, 1.0 - LEAKY_SLOPE, out=scratch_KOB)
+        np.add(scratch_KOB, LEAKY_SLOPE, out=scratch_KOB)
+        np.multiply(g_KOB, scratch_KOB, out=g_KOB)
 
 
 class Gelu:
@@ -106,33 +107,33 @@ class Gelu:
 
     in_place: ClassVar[bool] = False
 
-    def _tanh_u(self, z_BO: Floats, out_BO: Floats) -> None:
-        np.multiply(z_BO, z_BO, out=out_BO)
-        np.multiply(out_BO, GELU_CUBIC * GELU_SCALE, out=out_BO)
-        np.add(out_BO, GELU_SCALE, out=out_BO)
-        np.multiply(out_BO, z_BO, out=out_BO)
-        np.tanh(out_BO, out=out_BO)
+    def _u(self, z_KOB: Floats, out_KOB: Floats) -> None:
+        np.multiply(z_KOB, z_KOB, out=out_KOB)
+        np.multiply(out_KOB, GELU_CUBIC * GELU_SCALE, out=out_KOB)
+        np.add(out_KOB, GELU_SCALE, out=out_KOB)
+        np.multiply(out_KOB, z_KOB, out=out_KOB)
 
-    def apply(self, z_BO: Floats, a_BO: Floats, scratch_BO: Floats) -> None:
-        self._tanh_u(z_BO, scratch_BO)
-        np.add(scratch_BO, 1.0, out=scratch_BO)
-        np.multiply(scratch_BO, 0.5, out=scratch_BO)
-        np.multiply(scratch_BO, z_BO, out=a_BO)
+    def apply(self, z_KOB: Floats, a_KOB: Floats, scratch_KOB: Floats) -> None:
+        self._u(z_KOB, scratch_KOB)
+        np.tanh(scratch_KOB, out=scratch_KOB)
+        np.add(scratch_KOB, 1.0, out=scratch_KOB)
+        np.multiply(scratch_KOB, 0.5, out=scratch_KOB)
+        np.multiply(scratch_KOB, z_KOB, out=a_KOB)
 
-    def backward(self, z_BO: Floats, a_BO: Floats, g_BO: Floats, scratch_BO: Floats) -> None:
-        # f' = ½ (1 + t) + ½ z (1 - t²) u'. `a` is not needed any more, so it serves as the second scratch buffer.
-        self._tanh_u(z_BO, scratch_BO)
-        np.multiply(z_BO, z_BO, out=a_BO)
-        np.multiply(a_BO, 3.0 * GELU_CUBIC * GELU_SCALE, out=a_BO)
-        np.add(a_BO, GELU_SCALE, out=a_BO)
-        np.multiply(a_BO, z_BO, out=a_BO)  # z u'
-        np.add(scratch_BO, 1.0, out=scratch_BO)  # 1 + t
-        np.multiply(g_BO, 0.5, out=g_BO)
-        np.multiply(g_BO, scratch_BO, out=g_BO)  # ½ g (1 + t)
-        np.subtract(2.0, scratch_BO, out=scratch_BO)  # 1 - t
-        np.multiply(a_BO, scratch_BO, out=a_BO)
-        np.add(a_BO, 1.0, out=a_BO)  # 1 + z u' (1 - t)
-        np.multiply(g_BO, a_BO, out=g_BO)
+    def backward(self, z_KOB: Floats, a_KOB: Floats, g_KOB: Floats, scratch_KOB: Floats) -> None:
+        # f' = ½ (1 + t) + ½ z (1 - t²) u', with t = tanh u and z u' = 3 u - 2 sqrt(2/π) z.
+        self._u(z_KOB, scratch_KOB)
+        np.multiply(z_KOB, -2.0 / 3.0 * GELU_SCALE, out=z_KOB)
+        np.add(z_KOB, scratch_KOB, out=z_KOB)
+        np.multiply(z_KOB, 3.0, out=z_KOB)  # z u'
+        np.tanh(scratch_KOB, out=scratch_KOB)
+        np.add(scratch_KOB, 1.0, out=scratch_KOB)  # 1 + t
+        np.multiply(g_KOB, 0.5, out=g_KOB)
+        np.multiply(g_KOB, scratch_KOB, out=g_KOB)  # ½ g (1 + t)
+        np.subtract(2.0, scratch_KOB, out=scratch_KOB)  # 1 - t
+        np.multiply(z_KOB, scratch_KOB, out=z_KOB)
+        np.add(z_KOB, 1.0, out=z_KOB)  # 1 + z u' (1 - t)
+        np.multiply(g_KOB, z_KOB, out=g_KOB)
 
 
 class Softmax:
@@ -140,21 +141,22 @@ class Softmax:
 
     in_place: ClassVar[bool] = False
 
-    def apply(self, z_BO: Floats, a_BO: Floats, scratch_BO: Floats) -> None:
-        column_B1 = scratch_BO[:, :1]
-        np.maximum.reduce(z_BO, axis=1, keepdims=True, out=column_B1)
-        np.subtract(z_BO, column_B1, out=z_BO)
-        np.exp(z_BO, out=a_BO)
-        np.add.reduce(a_BO, axis=1, keepdims=True, out=column_B1)
-        np.divide(a_BO, column_B1, out=a_BO)
-        np.log(column_B1, out=column_B1)
-        np.subtract(z_BO, column_B1, out=z_BO)
+    def apply(self, z_KOB: Floats, a_KOB: Floats, scratch_KOB: Floats) -> None:
+        column_K1B = scratch_KOB[:, :1]
+        np.maximum.reduce(z_KOB, axis=1, keepdims=True, out=column_K1B)
+        np.subtract(z_KOB, column_K1B, out=z_KOB)
+        np.exp(z_KOB, out=a_KOB)
+        np.add.reduce(a_KOB, axis=1, keepdims=True, out=column_K1B)
+        np.divide(a_KOB, column_K1B, out=a_KOB)
+        np.log(column_K1B, out=column_K1B)
+        np.subtract(z_KOB, column_K1B, out=z_KOB)
 
-    def backward(self, z_BO: Floats, a_BO: Floats, g_BO: Floats, scratch_BO: Floats) -> None:
+    def backward(self, z_KOB: Floats, a_KOB: Floats, g_KOB: Floats, scratch_KOB: Floats) -> None:
         # The Jacobian is diag(a) - a aᵀ, so g becomes a (g - Σ_j g_j a_j).
-        np.einsum("bo,bo->b", g_BO, a_BO, out=scratch_BO[:, 0])
-        np.subtract(g_BO, scratch_BO[:, :1], out=g_BO)
-        np.multiply(g_BO, a_BO, out=g_BO)
+        np.multiply(g_KOB, a_KOB, out=scratch_KOB)
+        along_K1B = np.add.reduce(scratch_KOB, axis=1, keepdims=True)
+        np.subtract(g_KOB, along_K1B, out=g_KOB)
+        np.multiply(g_KOB, a_KOB, out=g_KOB)
 
 
 ACTIVATIONS: Final[dict[str, Activation]] = {

@@ -8,6 +8,9 @@ import numpy.typing as npt
 SQUARES_BLOCK: Final = 8192
 """Entries whose squares are summed at once."""
 
+SMALL_BLOCK: Final = 4096
+"""Entries up to which blocks are added up together, in a copy in float64."""
+
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 AnyArray = npt.NDArray[Any]
@@ -26,6 +29,24 @@ def sum_of_squares(values: Floats) -> float:
     return squares
 
 
-def total(values: Floats) -> float:
-    """Return the sum of all entries, accumulated in float64 whatever the array's own precision."""
-    return float(np.add.reduce(values, axis=None, dtype=np.float64))
+def totals(values_KOB: Floats) -> Floats:
+    """Return the sum of the entries of each of K blocks, accumulated in float64 whatever the array's own precision.
+
+    How it is added up depends on a block's size, never on how many there are.
+    """
+    blocks_KN = values_KOB.reshape(len(values_KOB), -1)
+    if blocks_KN.shape[1] > SMALL_BLOCK:
+        return np.array([np.add.reduce(block_N, dtype=np.float64) for block_N in blocks_KN])
+    # Cast before it is added up: a cast within the sum goes by pieces that may span blocks.
+    sums_K: Floats = np.add.reduce(blocks_KN.astype(np.float64), axis=1)
+    return sums_K
+
+
+def totals_of_squares(values_KOB: Floats) -> Floats:
+    """Return the sum of squares of the entries of each of K blocks, likewise."""
+    blocks_KN = values_KOB.reshape(len(values_KOB), -1)
+    if blocks_KN.shape[1] > SMALL_BLOCK:
+        return np.array([sum_of_squares(block_N) for block_N in blocks_KN])
+    squares_KN = np.square(blocks_KN, dtype=np.float64)
+    sums_K: Floats = np.add.reduce(squares_KN, axis=1)
+    return sums_K

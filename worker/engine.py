@@ -1,12 +1,17 @@
 """A worker: holds shards and answers tasks about them. It knows neither Ray nor the other workers."""
 
-from collections.abc import Callable
-from typing import TypeVar
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
 from worker.arrays import Floats, Integers
+from worker.batch import Batch
 from worker.encoding import Encoding, scan_rows
 from worker.messages import (
     Answer,
@@ -24,30 +29,37 @@ from worker.messages import (
     Task,
 )
 from worker.network import ErrorSums, GradientSum, Network
-from worker.shard import EVALUATION_ROWS, Gatherer, Shard, make_shard, read_shards, split_of
+from worker.shard import EVALUATION_ROWS, Shard, gather, make_shard, read_shards, split_of
 from worker.sources import count_rows
 from worker.streams import Purpose, stream
-from worker.tree import Node, cover, tree_sum
+from worker.tree import Additions, Node, additions, children, cover, members, tree_sum
 
-T = TypeVar("T")
+BATCH_BYTES: Final = 32 << 20
+"""Slices are worked on together as far as their rows' buffers fit into so much, or into what the parameters take."""
 
 
 class Worker:
-    """Answers one task at a time. Arrays in an answer stay valid until a task of the next round."""
+    """Answers one task at a time, from whatever thread. Arrays in an answer stay valid until a task of the next round."""
 
     def __init__(self) -> None:
         """Hold nothing yet."""
         self._tables: dict[int, pa.Table] = {}
         self._held: _Held | None = None
+        self._busy = threading.Lock()
 
-    def run(self, task: Task, weights_P: Floats | None = None) -> Answer:
-        """Carry out a task; `weights_P` are the current parameters, for the tasks that need them.
+    def run(self, task: Task, weights_P: Floats | None = None, room: Sequence[Floats] = ()) -> Answer:
+        """Carry out a task.
+
+        Args:
+            task: what to do.
+            weights_P: the current parameters, for the tasks that need them.
+            room: where to put the gradient sums of a round, the first of them first; more of them get memory of the worker's.
 
         Raises:
             DataError: the rows can't be read or encoded.
         """
         # A diverging run overflows; the coordinator sees it in the sums, and a warning a slice would drown that.
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with self._busy, np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             match task:
                 case CountRows():
                     return self.count(task)
@@ -58,10 +70,16 @@ class Worker:
                     return None
                 case ComputeGradients():
                     assert self._held is not None and weights_P is not None
-                    return self._held.gradients(task, weights_P)
+                    return self._held.gradients(task, weights_P, room)
                 case Evaluate():
                     assert self._held is not None and weights_P is not None
                     return self._held.evaluate(task, weights_P)
+
+    def anticipate(self, task: ComputeGradients) -> None:
+        """Use the time until the next task to prepare for the round after this one."""
+        with self._busy:
+            if self._held is not None and self._held.shards.keys() >= set(task.shards):
+                self._held.anticipate(task)
 
     def count(self, task: CountRows) -> RowCounts:
         """Return the rows of each file."""
@@ -96,6 +114,14 @@ class Worker:
         self._tables.clear()
 
 
+@dataclass(frozen=True)
+class _Slice:
+    """The rows of one shard in one round: places in its training rows."""
+
+    shard: int
+    rows_B: Integers
+
+
 class _Held:
     """The shards that a worker holds, with the network and buffers to work on them."""
 
@@ -103,42 +129,94 @@ class _Held:
         self.shards: dict[int, Shard] = {}
         self._plan = setup.plan
         self._network = Network(setup.model, len(setup.columns.feature_names), encoding.outputs)
-        self._gatherer = Gatherer(self._network.inputs, self._network.outputs, setup.model.dtype)
         self._dropout = setup.model.dropout > 0
+        parameters = self._network.layout.size * np.dtype(setup.model.dtype).itemsize
+        self._most_rows = self._network.rows_within(max(BATCH_BYTES, parameters))
         self._free: list[Floats] = []
         self._lent: list[Floats] = []
+        self._placed = 0
         self._round = -1
         self._orders: dict[int, tuple[int, Integers]] = {}
+        self._gathered: tuple[int, Node] | None = None
 
-    def gradients(self, task: ComputeGradients, weights_P: Floats) -> GradientSums:
+    def gradients(self, task: ComputeGradients, weights_P: Floats, room: Sequence[Floats]) -> GradientSums:
         if task.round != self._round:
             # Sums of the same round, computed in a second portion after another worker's loss, are still to be added.
-            self._free.extend(self._lent)
-            self._lent.clear()
-            self._round = task.round
-        sums = self._sum(task.shards, lambda shard: self._slice(task.round, shard, weights_P), self._add)
-        self._lent.extend(part.gradient_P for part in sums.values() if part is not None)
-        return sums
+            self._free += self._lent
+            self._lent, self._placed, self._round = [], 0, task.round
+        return {node: self._node_sum(node, weights_P, room) for node in _cover(task.shards, self._plan.shards)}
+
+    def anticipate(self, task: ComputeGradients) -> None:
+        """Gather the first rows of the next round, on the guess that it will be asked of the same shards."""
+        for node in _cover(task.shards, self._plan.shards)[:1]:
+            for first in self._groups(task.round + 1, node)[:1]:
+                self._gather(task.round + 1, first, self._slices(task.round + 1, first))
 
     def evaluate(self, task: Evaluate, weights_P: Floats) -> ErrorSumsByNode:
-        return self._sum(task.shards, lambda shard: self._errors(task.split, shard, weights_P), lambda left, right: left + right)
-
-    def _sum(self, shards: tuple[int, ...], leaf: Callable[[int], T | None], add: Callable[[T, T], T]) -> dict[Node, T | None]:
         count = self._plan.shards
+        self._gathered = None
         return {
-            node: tree_sum(node, count, lambda found: leaf(found[1]), add, lambda found: found[0] == 0)
-            for node in cover(shards, count)
+            node: tree_sum(
+                node,
+                count,
+                lambda found: self._errors(task.split, found[1], weights_P),
+                lambda left, right: left + right,
+                lambda found: found[0] == 0,
+            )
+            for node in _cover(task.shards, count)
         }
 
-    def _slice(self, round_number: int, number: int, weights_P: Floats) -> GradientSum | None:
+    def _node_sum(self, node: Node, weights_P: Floats, room: Sequence[Floats]) -> GradientSum | None:
+        groups = set(self._groups(self._round, node))
+        lent: list[Floats] = []
+
+        def compute(group: Node) -> GradientSum | None:
+            slices = self._slices(self._round, group)
+            if not slices:
+                return None
+            # The first group's memory is where the node's sum ends up.
+            gradient_P = self._spare(weights_P) if lent else self._lend(weights_P, room)
+            lent.append(gradient_P)
+            return self._group_sum(group, slices, weights_P, gradient_P)
+
+        return tree_sum(node, self._plan.shards, compute, self._add, groups.__contains__)
+
+    def _group_sum(self, group: Node, slices: tuple[_Slice, ...], weights_P: Floats, gradient_P: Floats) -> GradientSum:
+        batch = self._gather(self._round, group, slices)
+        self._gathered = None
+        draws = None
+        if self._dropout:
+            draws = [stream(self._plan.seed, Purpose.DROPOUT, self._round, part.shard) for part in slices]
+        adding = _additions(group, self._plan.shards, tuple(part.shard for part in slices))
+        return GradientSum(gradient_P, self._network.gradient_sums(weights_P, batch, adding, gradient_P, draws))
+
+    def _gather(self, round_number: int, group: Node, slices: tuple[_Slice, ...]) -> Batch:
+        batch = self._network.batch(tuple(len(part.rows_B) for part in slices))
+        if self._gathered != (round_number, group):
+            for part, (first, last), t_OB in zip(slices, pairwise(batch.bounds), batch.targets, strict=True):
+                gather(self.shards[part.shard].training, part.rows_B, batch.x_RI[first:last], t_OB)
+            self._gathered = round_number, group
+        return batch
+
+    def _groups(self, round_number: int, node: Node) -> list[Node]:
+        """Return the largest nodes from `node` down whose slices fit into the buffers together."""
+        rows = sum(self._slice_rows(round_number, shard) for shard in members(node, self._plan.shards))
+        if node[0] == 0 or rows <= self._most_rows:
+            return [node]
+        return [group for child in children(node, self._plan.shards) for group in self._groups(round_number, child)]
+
+    def _slice_rows(self, round_number: int, shard: int) -> int:
+        first, last = self._plan.slice_range(round_number % self._plan.rounds_per_epoch, shard)
+        return last - first
+
+    def _slices(self, round_number: int, group: Node) -> tuple[_Slice, ...]:
         epoch, round_in_epoch = divmod(round_number, self._plan.rounds_per_epoch)
-        first, last = self._plan.slice_range(round_in_epoch, number)
-        if first == last:
-            return None
-        x_BI, t_BO = self._gatherer.gather(self.shards[number].training, self._order(epoch, number)[first:last])
-        gradient_P = self._free.pop() if self._free else np.empty_like(weights_P)
-        draws = stream(self._plan.seed, Purpose.DROPOUT, round_number, number) if self._dropout else None
-        return GradientSum(gradient_P, self._network.gradient_sum(weights_P, x_BI, t_BO, gradient_P, draws))
+        found = []
+        for shard in members(group, self._plan.shards):
+            first, last = self._plan.slice_range(round_in_epoch, shard)
+            if first < last:
+                found.append(_Slice(shard, self._order(epoch, shard)[first:last]))
+        return tuple(found)
 
     def _order(self, epoch: int, number: int) -> Integers:
         known = self._orders.get(number)
@@ -147,6 +225,16 @@ class _Held:
             known = epoch, shard.training_order[self._plan.permutation(epoch, number)]
             self._orders[number] = known
         return known[1]
+
+    def _spare(self, weights_P: Floats) -> Floats:
+        return self._free.pop() if self._free else np.empty_like(weights_P)
+
+    def _lend(self, weights_P: Floats, room: Sequence[Floats]) -> Floats:
+        self._placed += 1
+        if self._placed <= len(room):
+            return room[self._placed - 1]
+        self._lent.append(self._spare(weights_P))
+        return self._lent[-1]
 
     def _add(self, left: GradientSum, right: GradientSum) -> GradientSum:
         np.add(left.gradient_P, right.gradient_P, out=left.gradient_P)
@@ -157,7 +245,19 @@ class _Held:
         rows, order = split_of(self.shards[number], split)
         sums: ErrorSums | None = None
         for first in range(0, len(order), EVALUATION_ROWS):
-            x_BI, t_BO = self._gatherer.gather(rows, order[first : first + EVALUATION_ROWS])
-            part = self._network.errors(weights_P, x_BI, t_BO)
+            chosen_B = order[first : first + EVALUATION_ROWS]
+            batch = self._network.batch((len(chosen_B),))
+            gather(rows, chosen_B, batch.x_RI, batch.targets[0])
+            part = self._network.errors_of(weights_P, batch)
             sums = part if sums is None else sums + part
         return sums
+
+
+@lru_cache(maxsize=256)
+def _cover(shards: tuple[int, ...], count: int) -> list[Node]:
+    return cover(shards, count)
+
+
+@lru_cache(maxsize=256)
+def _additions(group: Node, count: int, shards: tuple[int, ...]) -> Additions:
+    return additions(group, count, {(0, shard): place for place, shard in enumerate(shards)})

@@ -1,7 +1,8 @@
 """Losses, and what joins them to the output layer: the error of a slice and its gradient at the last weighted input.
 
-Shapes: `z_BO` weighted input of the output layer, `a_BO` its activation, `t_BO` targets, `d_BO` gradient; B rows, O outputs.
-All losses are sums over rows and outputs; the mean is taken once, by whoever has the row count.
+Shapes: `z_KOB` weighted input of the output layer, `a_KOB` its activation, `t_KOB` targets, `d_KOB` gradient; K slices,
+B rows of a slice, O outputs. All losses are sums over a slice's rows and outputs; the mean is taken once, by whoever has
+the row count.
 """
 
 from typing import ClassVar, Final, Protocol
@@ -9,7 +10,7 @@ from typing import ClassVar, Final, Protocol
 import numpy as np
 
 from worker.activations import ACTIVATIONS, Activation
-from worker.arrays import Floats, total
+from worker.arrays import Floats, totals
 
 LOG_FLOOR: Final = -100.0
 PRODUCT_FLOOR: Final = 1e-12
@@ -18,36 +19,36 @@ PRODUCT_FLOOR: Final = 1e-12
 class Loss(Protocol):
     """An error between activations and targets."""
 
-    def value(self, a_BO: Floats, t_BO: Floats, scratch_BO: Floats) -> float:
-        """Return the sum of the loss over rows and outputs, in float64."""
+    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+        """Return the loss of each slice (K,), summed over rows and outputs in float64."""
 
-    def gradient(self, a_BO: Floats, t_BO: Floats, d_BO: Floats, scratch_BO: Floats) -> None:
+    def gradient(self, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         """Write dloss/da into `d`."""
 
 
 class SquaredError:
     """½ Σ (a - t)²."""
 
-    def value(self, a_BO: Floats, t_BO: Floats, scratch_BO: Floats) -> float:
-        np.subtract(a_BO, t_BO, out=scratch_BO)
-        np.multiply(scratch_BO, scratch_BO, out=scratch_BO)
-        return 0.5 * total(scratch_BO)
+    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+        np.subtract(a_KOB, t_KOB, out=scratch_KOB)
+        np.multiply(scratch_KOB, scratch_KOB, out=scratch_KOB)
+        return 0.5 * totals(scratch_KOB)
 
-    def gradient(self, a_BO: Floats, t_BO: Floats, d_BO: Floats, scratch_BO: Floats) -> None:
-        np.subtract(a_BO, t_BO, out=d_BO)
+    def gradient(self, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.subtract(a_KOB, t_KOB, out=d_KOB)
 
 
 class AbsoluteError:
     """Σ |a - t|, with derivative 0 where a = t."""
 
-    def value(self, a_BO: Floats, t_BO: Floats, scratch_BO: Floats) -> float:
-        np.subtract(a_BO, t_BO, out=scratch_BO)
-        np.abs(scratch_BO, out=scratch_BO)
-        return total(scratch_BO)
+    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+        np.subtract(a_KOB, t_KOB, out=scratch_KOB)
+        np.abs(scratch_KOB, out=scratch_KOB)
+        return totals(scratch_KOB)
 
-    def gradient(self, a_BO: Floats, t_BO: Floats, d_BO: Floats, scratch_BO: Floats) -> None:
-        np.subtract(a_BO, t_BO, out=d_BO)
-        np.sign(d_BO, out=d_BO)
+    def gradient(self, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.subtract(a_KOB, t_KOB, out=d_KOB)
+        np.sign(d_KOB, out=d_KOB)
 
 
 class Huber:
@@ -56,19 +57,19 @@ class Huber:
     def __init__(self, delta: float) -> None:
         self._delta = delta
 
-    def value(self, a_BO: Floats, t_BO: Floats, scratch_BO: Floats) -> float:
+    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
         # With c = min(|e|, δ), each term is ½ c² + δ (|e| - c): sums, so that one buffer is enough.
-        np.subtract(a_BO, t_BO, out=scratch_BO)
-        np.abs(scratch_BO, out=scratch_BO)
-        sizes = total(scratch_BO)
-        np.minimum(scratch_BO, self._delta, out=scratch_BO)
-        clipped = total(scratch_BO)
-        np.multiply(scratch_BO, scratch_BO, out=scratch_BO)
-        return 0.5 * total(scratch_BO) + self._delta * (sizes - clipped)
+        np.subtract(a_KOB, t_KOB, out=scratch_KOB)
+        np.abs(scratch_KOB, out=scratch_KOB)
+        sizes = totals(scratch_KOB)
+        np.minimum(scratch_KOB, self._delta, out=scratch_KOB)
+        clipped = totals(scratch_KOB)
+        np.multiply(scratch_KOB, scratch_KOB, out=scratch_KOB)
+        return 0.5 * totals(scratch_KOB) + self._delta * (sizes - clipped)
 
-    def gradient(self, a_BO: Floats, t_BO: Floats, d_BO: Floats, scratch_BO: Floats) -> None:
-        np.subtract(a_BO, t_BO, out=d_BO)
-        np.clip(d_BO, -self._delta, self._delta, out=d_BO)
+    def gradient(self, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.subtract(a_KOB, t_KOB, out=d_KOB)
+        np.clip(d_KOB, -self._delta, self._delta, out=d_KOB)
 
 
 class BinaryCrossEntropy:
@@ -77,25 +78,25 @@ class BinaryCrossEntropy:
     For activations that were not fused with it; the floors are PyTorch's.
     """
 
-    def value(self, a_BO: Floats, t_BO: Floats, scratch_BO: Floats) -> float:
+    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
         with np.errstate(divide="ignore"):
-            np.log(a_BO, out=scratch_BO)
-            np.maximum(scratch_BO, LOG_FLOOR, out=scratch_BO)
-            np.multiply(scratch_BO, t_BO, out=scratch_BO)
-            positive = total(scratch_BO)
-            np.negative(a_BO, out=scratch_BO)
-            np.log1p(scratch_BO, out=scratch_BO)
-            np.maximum(scratch_BO, LOG_FLOOR, out=scratch_BO)
-        negative = total(scratch_BO)
-        np.multiply(scratch_BO, t_BO, out=scratch_BO)
-        return -(positive + negative - total(scratch_BO))
+            np.log(a_KOB, out=scratch_KOB)
+            np.maximum(scratch_KOB, LOG_FLOOR, out=scratch_KOB)
+            np.multiply(scratch_KOB, t_KOB, out=scratch_KOB)
+            positive = totals(scratch_KOB)
+            np.negative(a_KOB, out=scratch_KOB)
+            np.log1p(scratch_KOB, out=scratch_KOB)
+            np.maximum(scratch_KOB, LOG_FLOOR, out=scratch_KOB)
+        negative = totals(scratch_KOB)
+        np.multiply(scratch_KOB, t_KOB, out=scratch_KOB)
+        return -(positive + negative - totals(scratch_KOB))
 
-    def gradient(self, a_BO: Floats, t_BO: Floats, d_BO: Floats, scratch_BO: Floats) -> None:
-        np.subtract(1.0, a_BO, out=scratch_BO)
-        np.multiply(scratch_BO, a_BO, out=scratch_BO)
-        np.maximum(scratch_BO, PRODUCT_FLOOR, out=scratch_BO)
-        np.subtract(a_BO, t_BO, out=d_BO)
-        np.divide(d_BO, scratch_BO, out=d_BO)
+    def gradient(self, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.subtract(1.0, a_KOB, out=scratch_KOB)
+        np.multiply(scratch_KOB, a_KOB, out=scratch_KOB)
+        np.maximum(scratch_KOB, PRODUCT_FLOOR, out=scratch_KOB)
+        np.subtract(a_KOB, t_KOB, out=d_KOB)
+        np.divide(d_KOB, scratch_KOB, out=d_KOB)
 
 
 class Head(Protocol):
@@ -105,10 +106,10 @@ class Head(Protocol):
     def activation(self) -> Activation:
         """The output activation."""
 
-    def loss(self, z_BO: Floats, a_BO: Floats, t_BO: Floats, scratch_BO: Floats) -> float:
-        """Return the loss summed over rows and outputs. `z` and `a` are as `activation.apply` left them."""
+    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+        """Return the loss of each slice (K,). `z` and `a` are as `activation.apply` left them."""
 
-    def delta(self, z_BO: Floats, a_BO: Floats, t_BO: Floats, d_BO: Floats, scratch_BO: Floats) -> None:
+    def delta(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         """Write dloss/dz into `d`. May overwrite `z`; leaves `a`."""
 
 
@@ -120,12 +121,12 @@ class ChainedHead:
         self.activation = activation
         self._loss = loss
 
-    def loss(self, z_BO: Floats, a_BO: Floats, t_BO: Floats, scratch_BO: Floats) -> float:
-        return self._loss.value(a_BO, t_BO, scratch_BO)
+    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+        return self._loss.value(a_KOB, t_KOB, scratch_KOB)
 
-    def delta(self, z_BO: Floats, a_BO: Floats, t_BO: Floats, d_BO: Floats, scratch_BO: Floats) -> None:
-        self._loss.gradient(a_BO, t_BO, d_BO, scratch_BO)
-        self.activation.backward(z_BO, a_BO, d_BO, scratch_BO)
+    def delta(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
+        self._loss.gradient(a_KOB, t_KOB, d_KOB, scratch_KOB)
+        self.activation.backward(z_KOB, a_KOB, d_KOB, scratch_KOB)
 
 
 class SoftmaxCrossEntropy:
@@ -133,20 +134,20 @@ class SoftmaxCrossEntropy:
 
     activation: ClassVar[Activation] = ACTIVATIONS["softmax"]
 
-    def loss(self, z_BO: Floats, a_BO: Floats, t_BO: Floats, scratch_BO: Floats) -> float:
-        np.multiply(z_BO, t_BO, out=scratch_BO)
-        return -total(scratch_BO)
+    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+        np.multiply(z_KOB, t_KOB, out=scratch_KOB)
+        return -totals(scratch_KOB)
 
-    def delta(self, z_BO: Floats, a_BO: Floats, t_BO: Floats, d_BO: Floats, scratch_BO: Floats) -> None:
-        np.subtract(a_BO, t_BO, out=d_BO)
+    def delta(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.subtract(a_KOB, t_KOB, out=d_KOB)
 
 
-def log1p_exp_minus_abs(z_BO: Floats, out_BO: Floats) -> None:
+def log1p_exp_minus_abs(z_KOB: Floats, out_KOB: Floats) -> None:
     """Write log(1 + e^-|z|), the part of softplus that never overflows."""
-    np.abs(z_BO, out=out_BO)
-    np.negative(out_BO, out=out_BO)
-    np.exp(out_BO, out=out_BO)
-    np.log1p(out_BO, out=out_BO)
+    np.abs(z_KOB, out=out_KOB)
+    np.negative(out_KOB, out=out_KOB)
+    np.exp(out_KOB, out=out_KOB)
+    np.log1p(out_KOB, out=out_KOB)
 
 
 class SigmoidBinaryCrossEntropy:
@@ -154,16 +155,16 @@ class SigmoidBinaryCrossEntropy:
 
     activation: ClassVar[Activation] = ACTIVATIONS["sigmoid"]
 
-    def loss(self, z_BO: Floats, a_BO: Floats, t_BO: Floats, scratch_BO: Floats) -> float:
-        np.heaviside(z_BO, 0.0, out=scratch_BO)
-        np.subtract(scratch_BO, t_BO, out=scratch_BO)
-        np.multiply(scratch_BO, z_BO, out=scratch_BO)
-        linear = total(scratch_BO)
-        log1p_exp_minus_abs(z_BO, scratch_BO)
-        return linear + total(scratch_BO)
+    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+        np.heaviside(z_KOB, 0.0, out=scratch_KOB)
+        np.subtract(scratch_KOB, t_KOB, out=scratch_KOB)
+        np.multiply(scratch_KOB, z_KOB, out=scratch_KOB)
+        linear = totals(scratch_KOB)
+        log1p_exp_minus_abs(z_KOB, scratch_KOB)
+        return linear + totals(scratch_KOB)
 
-    def delta(self, z_BO: Floats, a_BO: Floats, t_BO: Floats, d_BO: Floats, scratch_BO: Floats) -> None:
-        np.subtract(a_BO, t_BO, out=d_BO)
+    def delta(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.subtract(a_KOB, t_KOB, out=d_KOB)
 
 
 class SigmoidCrossEntropy:
@@ -171,17 +172,17 @@ class SigmoidCrossEntropy:
 
     activation: ClassVar[Activation] = ACTIVATIONS["sigmoid"]
 
-    def loss(self, z_BO: Floats, a_BO: Floats, t_BO: Floats, scratch_BO: Floats) -> float:
-        np.multiply(z_BO, t_BO, out=scratch_BO)
-        np.minimum(scratch_BO, 0.0, out=scratch_BO)
-        linear = -total(scratch_BO)
-        log1p_exp_minus_abs(z_BO, scratch_BO)
-        np.multiply(scratch_BO, t_BO, out=scratch_BO)
-        return linear + total(scratch_BO)
+    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+        np.multiply(z_KOB, t_KOB, out=scratch_KOB)
+        np.minimum(scratch_KOB, 0.0, out=scratch_KOB)
+        linear = -totals(scratch_KOB)
+        log1p_exp_minus_abs(z_KOB, scratch_KOB)
+        np.multiply(scratch_KOB, t_KOB, out=scratch_KOB)
+        return linear + totals(scratch_KOB)
 
-    def delta(self, z_BO: Floats, a_BO: Floats, t_BO: Floats, d_BO: Floats, scratch_BO: Floats) -> None:
-        np.subtract(a_BO, 1.0, out=d_BO)
-        np.multiply(d_BO, t_BO, out=d_BO)
+    def delta(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
+        np.subtract(a_KOB, 1.0, out=d_KOB)
+        np.multiply(d_KOB, t_KOB, out=d_KOB)
 
 
 def make_head(output: str, loss: str, huber_delta: float) -> Head:

@@ -140,6 +140,11 @@ class Slot:
         return prod(self.shape)
 
     @property
+    def width(self) -> int:
+        """Entries an output of the layer has in it."""
+        return prod(self.shape[1:])
+
+    @property
     def is_weight(self) -> bool:
         """Whether it holds weights rather than biases."""
         return len(self.shape) == 2
@@ -170,3 +175,11 @@ class Layout:
     def views(self, flat_P: Floats) -> dict[str, Floats]:
         """Return the named arrays as views into a flat vector of `size` entries."""
         return {slot.name: flat_P[slot.offset : slot.offset + slot.size].reshape(slot.shape) for slot in self.slots}
+
+    def layers(self, flat_P: Floats) -> list[tuple[Floats, Floats | None]]:
+        """Return each layer's weights (O, I) and biases (O, 1), None without them, as views into a flat vector."""
+        views = self.views(flat_P)
+        return [
+            (views[f"layers.{layer}.weight"], views[f"layers.{layer}.bias"][:, None] if self.bias else None)
+            for layer in range(len(self.sizes) - 1)
+        ]

@@ -1,20 +1,33 @@
-"""The network forward and backward: gradient sums of a slice, by the chain rule.
+"""The network forward and backward: gradient sums of slices, by the chain rule.
 
-Shapes: B rows of a slice, I inputs, O outputs of a layer, P parameters. `x` inputs, `z` weighted inputs, `a` activations,
-`t` targets, `d` the gradient of the loss with respect to z ("delta"). See Goodfellow et al., "Deep Learning", algorithms
-6.3 and 6.4, or Nielsen, "Neural Networks and Deep Learning", equations BP1 to BP4.
+Shapes: K slices of one size, B rows of a slice, I inputs, O outputs of a layer, P parameters. `x` inputs, `z` weighted
+inputs, `a` activations, `t` targets, `d` the gradient of the loss with respect to z ("delta"). Between the layers rows run
+along the last axis: BLAS multiplies a short slice faster that way. See Goodfellow et al., "Deep Learning", algorithms 6.3
+and 6.4, or Nielsen, "Neural Networks and Deep Learning", equations BP1 to BP4.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 
 from worker.activations import ACTIVATIONS
-from worker.arrays import Floats, Integers, sum_of_squares, total
+from worker.arrays import Floats, Integers, totals, totals_of_squares
+from worker.batch import Batch, Buffers, Run
+from worker.gradients import GradientStack
 from worker.losses import make_head
 from worker.model import Layout, ModelSpec
+from worker.tree import Additions
+
+Draws = Sequence[np.random.Generator]
+
+CACHED_WEIGHTS: Final = 4
+"""Weight vectors whose views are kept: a coordinator publishes its weights in the same few places."""
+
+CACHED_PARAMETERS: Final = 1 << 16
+"""Entries of a vector whose views are worth being kept, and itself with them."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +76,6 @@ class GradientSum:
     errors: ErrorSums
 
 
-class _Layer:
-    """Buffers of one layer for up to `rows` rows, reused from slice to slice."""
-
-    def __init__(self, rows: int, units: int, dtype: str, *, in_place: bool, dropout: bool) -> None:
-        self.z_BO = np.empty((rows, units), dtype)
-        self.a_BO = self.z_BO if in_place else np.empty((rows, units), dtype)
-        self.d_BO = np.empty((rows, units), dtype)
-        self.scratch_BO = np.empty((rows, units), dtype)
-        # What the layer above reads: a derivative needs the activation as it was before units were dropped.
-        self.out_BO = np.empty((rows, units), dtype) if dropout else self.a_BO
-        self.keep_BO = np.empty((rows, units), dtype) if dropout else None
-
-    def first(self, rows: int) -> "_Layer":
-        """Return the same buffers cut to their first rows; buffers that were one stay one."""
-        part = object.__new__(_Layer)
-        cut = {id(buffer): buffer[:rows] for buffer in vars(self).values() if buffer is not None}
-        for name, buffer in vars(self).items():
-            setattr(part, name, None if buffer is None else cut[id(buffer)])
-        return part
-
-
 class Network:
     """A dense network of one shape, with its buffers. Not for use by several threads at once.
 
@@ -98,9 +90,12 @@ class Network:
         self.layout = Layout((inputs, *spec.hidden, outputs), bias=spec.bias)
         self._hidden = ACTIVATIONS[spec.activation]
         self._head = make_head(spec.output_name, spec.loss_name, spec.huber_delta)
-        self._capacity = 0
-        self._buffers: list[_Layer] = []
-        self._cut: dict[int, list[_Layer]] = {}
+        in_place = [self._hidden.in_place] * len(spec.hidden) + [False]
+        dropout = [spec.dropout > 0] * len(spec.hidden) + [False]
+        # Losses read the output layer's z after a has been made from it, so these two are never one buffer.
+        self._buffers = Buffers(self.layout.sizes, spec.dtype, in_place=in_place, dropout=dropout)
+        self._stack = GradientStack(self.layout, spec.dtype)
+        self._views: dict[int, list[tuple[Floats, Floats | None]]] = {}
 
     @property
     def inputs(self) -> int:
@@ -112,123 +107,148 @@ class Network:
         """Results of a row, O."""
         return self.layout.sizes[-1]
 
+    def batch(self, sizes: tuple[int, ...]) -> Batch:
+        """Return room for slices of these sizes, to be filled with their rows; it is good until the next call."""
+        return self._buffers.batch(sizes)
+
+    def rows_within(self, size: int) -> int:
+        """Return how many rows' buffers fit into so many bytes, at least 1."""
+        return max(1, size // self._buffers.bytes_per_row)
+
     def predict(self, weights_P: Floats, x_BI: Floats) -> Floats:
         """Return the outputs (B, O) for the rows, in a buffer that the next call overwrites."""
-        layers = self._layers(len(x_BI))
-        self._forward(self.layout.views(weights_P), layers, x_BI, None)
-        return layers[-1].a_BO
+        batch = self.batch((len(x_BI),))
+        np.copyto(batch.x_RI, x_BI)
+        (run,) = batch.runs
+        self._forward(self._layers(weights_P), run, None)
+        a_BO: Floats = run.layers[-1].a_KOB[0].T
+        return a_BO
 
     def errors(self, weights_P: Floats, x_BI: Floats, t_BO: Floats) -> ErrorSums:
         """Return the error sums of the rows, without any dropout."""
-        layers = self._layers(len(x_BI))
-        self._forward(self.layout.views(weights_P), layers, x_BI, None)
-        return self._error_sums(layers[-1], t_BO)
+        return self.errors_of(weights_P, self._filled(x_BI, t_BO))
 
     def gradient_sum(
-        self,
-        weights_P: Floats,
-        x_BI: Floats,
-        t_BO: Floats,
-        gradient_P: Floats,
-        dropout: np.random.Generator | None = None,
+        self, weights_P: Floats, x_BI: Floats, t_BO: Floats, gradient_P: Floats, dropout: np.random.Generator | None = None
+    ) -> ErrorSums:
+        """Do for one slice, given as arrays, what `gradient_sums` does for a batch."""
+        batch = self._filled(x_BI, t_BO)
+        return self.gradient_sums(weights_P, batch, (), gradient_P, None if dropout is None else [dropout])
+
+    def errors_of(self, weights_P: Floats, batch: Batch) -> ErrorSums:
+        """Return the error sums of a batch of one slice, without any dropout."""
+        (run,) = batch.runs
+        self._forward(self._layers(weights_P), run, None)
+        return self._as_sums(batch, self._error_sums(run)[0])
+
+    def gradient_sums(
+        self, weights_P: Floats, batch: Batch, additions: Additions, gradient_P: Floats, dropout: Draws | None = None
     ) -> ErrorSums:
         """Write the sum over rows of the loss's gradient into `gradient_P` and return the error sums.
 
         Args:
             weights_P: parameters.
-            x_BI: rows.
-            t_BO: targets; for classes, one 1 a row.
+            batch: its slices, filled with their rows.
+            additions: in which order the sums of the slices are to be added, as `tree.additions` has it.
             gradient_P: overwritten.
-            dropout: draws the units to drop; None drops none.
+            dropout: draws the units to drop, one generator a slice; None drops none.
         """
-        weights, gradients = self.layout.views(weights_P), self.layout.views(gradient_P)
-        layers = self._layers(len(x_BI))
-        self._forward(weights, layers, x_BI, dropout)
-        top = layers[-1]
-        errors = self._error_sums(top, t_BO)
-        self._head.delta(top.z_BO, top.a_BO, t_BO, top.d_BO, top.scratch_BO)
-        for number in range(len(layers) - 1, -1, -1):
-            layer = layers[number]
-            below = self._output(layers[number - 1], dropout) if number else x_BI
-            np.matmul(layer.d_BO.T, below, out=gradients[f"layers.{number}.weight"])
-            if self.layout.bias:
-                np.add.reduce(layer.d_BO, axis=0, out=gradients[f"layers.{number}.bias"])
-            if number:
-                self._backward(weights[f"layers.{number}.weight"], layer, layers[number - 1], dropout)
-        return errors
+        layers = self._layers(weights_P)
+        errors: list[Floats] = []
+        for run in batch.runs:
+            self._forward(layers, run, dropout)
+            errors.append(self._error_sums(run))
+            self._backward(layers, run, dropout)
+        self._stack.sum(batch, additions, gradient_P)
+        sums = errors[0] if len(errors) == 1 else np.concatenate(errors)
+        for left, right in additions:
+            np.add(sums[left], sums[right], out=sums[left])
+        return self._as_sums(batch, sums[0])
 
-    def _backward(self, weight_OI: Floats, layer: _Layer, below: _Layer, dropout: np.random.Generator | None) -> None:
-        np.matmul(layer.d_BO, weight_OI, out=below.d_BO)
-        if dropout is not None and below.keep_BO is not None:
-            np.multiply(below.d_BO, below.keep_BO, out=below.d_BO)
-        self._hidden.backward(below.z_BO, below.a_BO, below.d_BO, below.scratch_BO)
+    def _forward(self, weights: list[tuple[Floats, Floats | None]], run: Run, dropout: Draws | None) -> None:
+        below_KIB = run.x_KIB
+        last = run.layers[-1]
+        for layer, (weight_OI, bias_O1) in zip(run.layers, weights, strict=True):
+            np.matmul(weight_OI, below_KIB, out=layer.z_KOB)
+            if bias_O1 is not None:
+                np.add(layer.z_KOB, bias_O1, out=layer.z_KOB)
+            if layer is last:
+                self._head.activation.apply(layer.z_KOB, layer.a_KOB, layer.scratch_KOB)
+                return
+            self._hidden.apply(layer.z_KOB, layer.a_KOB, layer.scratch_KOB)
+            if layer.keep_KOB is not None:
+                self._drop(run, layer.a_KOB, layer.keep_KOB, layer.out_KOB, dropout)
+            below_KIB = layer.out_KOB
 
-    def _forward(
-        self,
-        weights: dict[str, Floats],
-        layers: list[_Layer],
-        x_BI: Floats,
-        dropout: np.random.Generator | None,
-    ) -> None:
-        a_BI = x_BI
-        for number, layer in enumerate(layers):
-            np.matmul(a_BI, weights[f"layers.{number}.weight"].T, out=layer.z_BO)
-            if self.layout.bias:
-                np.add(layer.z_BO, weights[f"layers.{number}.bias"], out=layer.z_BO)
-            if layer is layers[-1]:
-                self._head.activation.apply(layer.z_BO, layer.a_BO, layer.scratch_BO)
-            else:
-                self._hidden.apply(layer.z_BO, layer.a_BO, layer.scratch_BO)
-                if dropout is not None and layer.keep_BO is not None:
-                    self._drop(layer.a_BO, layer.keep_BO, layer.out_BO, dropout)
-            a_BI = self._output(layer, dropout)
+    def _backward(self, weights: list[tuple[Floats, Floats | None]], run: Run, dropout: Draws | None) -> None:
+        top = run.layers[-1]
+        self._head.delta(top.z_KOB, top.a_KOB, run.t_KOB, top.d_KOB, top.scratch_KOB)
+        for number in range(len(run.layers) - 1, 0, -1):
+            layer, below = run.layers[number], run.layers[number - 1]
+            np.matmul(weights[number][0].T, layer.d_KOB, out=below.d_KOB)
+            if dropout is not None and below.keep_KOB is not None:
+                np.multiply(below.d_KOB, below.keep_KOB, out=below.d_KOB)
+            self._hidden.backward(below.z_KOB, below.a_KOB, below.d_KOB, below.scratch_KOB)
 
-    def _output(self, layer: _Layer, dropout: np.random.Generator | None) -> Floats:
-        return layer.a_BO if dropout is None else layer.out_BO
-
-    def _drop(self, a_BO: Floats, keep_BO: Floats, out_BO: Floats, dropout: np.random.Generator) -> None:
+    def _drop(self, run: Run, a_KOB: Floats, keep_KOB: Floats, out_KOB: Floats, dropout: Draws | None) -> None:
         """Set dropped units to 0 and scale the others (Srivastava et al., JMLR 2014, in its inverted form)."""
-        dropout.random(out=keep_BO, dtype=keep_BO.dtype.type)
-        np.subtract(keep_BO, self.spec.dropout, out=keep_BO)
-        np.heaviside(keep_BO, 1.0, out=keep_BO)
-        np.divide(keep_BO, 1.0 - self.spec.dropout, out=keep_BO)
-        np.multiply(a_BO, keep_BO, out=out_BO)
+        if dropout is None:
+            np.copyto(out_KOB, a_KOB)
+            return
+        for keep_OB, draws in zip(keep_KOB, dropout[run.first : run.first + len(keep_KOB)], strict=True):
+            draws.random(out=keep_OB, dtype=keep_OB.dtype.type)
+        np.subtract(keep_KOB, self.spec.dropout, out=keep_KOB)
+        np.heaviside(keep_KOB, 1.0, out=keep_KOB)
+        np.divide(keep_KOB, 1.0 - self.spec.dropout, out=keep_KOB)
+        np.multiply(a_KOB, keep_KOB, out=out_KOB)
 
-    def _error_sums(self, top: _Layer, t_BO: Floats) -> ErrorSums:
-        loss = self._head.loss(top.z_BO, top.a_BO, t_BO, top.scratch_BO)
-        difference_BO = top.scratch_BO
-        np.subtract(top.a_BO, t_BO, out=difference_BO)
-        np.abs(difference_BO, out=difference_BO)
-        absolute = total(difference_BO)
-        squared = sum_of_squares(difference_BO)
-        return ErrorSums(len(t_BO), self.outputs, loss, absolute, squared, self._wrong(top.a_BO, t_BO))
+    def _error_sums(self, run: Run) -> Floats:
+        """Return loss, absolute error, squared error and wrong rows (K, 4) of each slice."""
+        top = run.layers[-1]
+        sums = np.zeros((len(run.t_KOB), 4))
+        sums[:, 0] = self._head.loss(top.z_KOB, top.a_KOB, run.t_KOB, top.scratch_KOB)
+        difference_KOB = top.scratch_KOB
+        np.subtract(top.a_KOB, run.t_KOB, out=difference_KOB)
+        np.abs(difference_KOB, out=difference_KOB)
+        sums[:, 1] = totals(difference_KOB)
+        sums[:, 2] = totals_of_squares(difference_KOB)
+        if self.spec.task != "regression":
+            sums[:, 3] = np.count_nonzero(_decide(top.a_KOB) != _decide(run.t_KOB), axis=1)
+        return sums
 
-    def _wrong(self, a_BO: Floats, t_BO: Floats) -> int | None:
-        if self.spec.task == "regression":
-            return None
-        return int(np.count_nonzero(decide(a_BO) != decide(t_BO)))
+    def _as_sums(self, batch: Batch, sums: Floats) -> ErrorSums:
+        loss, absolute, squared, wrong = sums.tolist()
+        return ErrorSums(
+            batch.rows, self.outputs, loss, absolute, squared, None if self.spec.task == "regression" else int(wrong)
+        )
 
-    def _layers(self, rows: int) -> list[_Layer]:
-        if rows > self._capacity:
-            self._capacity = rows
-            self._buffers = self._allocate(rows)
-            self._cut.clear()
-        if rows not in self._cut:
-            self._cut[rows] = [layer.first(rows) for layer in self._buffers]
-        return self._cut[rows]
+    def _filled(self, x_BI: Floats, t_BO: Floats) -> Batch:
+        batch = self.batch((len(x_BI),))
+        np.copyto(batch.x_RI, x_BI)
+        np.copyto(batch.targets[0], t_BO.T)
+        return batch
 
-    def _allocate(self, rows: int) -> list[_Layer]:
-        # Losses read the output layer's z after a has been made from it, so these two are never one buffer.
-        hidden = [
-            _Layer(rows, units, self.spec.dtype, in_place=self._hidden.in_place, dropout=self.spec.dropout > 0)
-            for units in self.spec.hidden
-        ]
-        return [*hidden, _Layer(rows, self.outputs, self.spec.dtype, in_place=False, dropout=False)]
+    def _layers(self, weights_P: Floats) -> list[tuple[Floats, Floats | None]]:
+        """Return the layers' weights and biases, as `Layout.layers` does."""
+        if weights_P.size > CACHED_PARAMETERS:
+            return self.layout.layers(weights_P)
+        # The views keep their memory, so that no other array can come to lie at its address.
+        place: int = weights_P.__array_interface__["data"][0]
+        if place not in self._views:
+            if len(self._views) >= CACHED_WEIGHTS:
+                self._views.clear()
+            self._views[place] = self.layout.layers(weights_P)
+        return self._views[place]
 
 
 def decide(a_BO: Floats) -> Integers:
     """Return the class number of each row: the largest output, or for a single output whether it is above ½."""
-    if a_BO.shape[1] == 1:
-        return (a_BO[:, 0] > 0.5).astype(np.intp)
-    largest_B: Integers = np.argmax(a_BO, axis=1)
-    return largest_B
+    chosen_B: Integers = _decide(a_BO.T[np.newaxis])[0]
+    return chosen_B
+
+
+def _decide(a_KOB: Floats) -> Integers:
+    if a_KOB.shape[1] == 1:
+        return (a_KOB[:, 0] > 0.5).astype(np.intp)
+    largest_KB: Integers = np.argmax(a_KOB, axis=1)
+    return largest_KB

@@ -1,4 +1,4 @@
-"""One shard held in memory: its rows as arrays, and slices of them gathered into reused buffers."""
+"""One shard held in memory: its rows as arrays, and how chosen ones get to where a network reads them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -94,39 +94,22 @@ def _encode(setup: Setup, source: Source, number: int, table: pa.Table, encoding
     return Rows(encoding.features(table, where, dtype), encoding.targets(table, where, dtype))
 
 
-class Gatherer:
-    """Copies chosen rows of a shard into buffers that the next call overwrites."""
-
-    def __init__(self, inputs: int, outputs: int, dtype: str) -> None:
-        """Make room for rows of `inputs` features and `outputs` targets."""
-        self._inputs, self._outputs = inputs, outputs
-        self._x_BI: Floats = np.empty((0, inputs), dtype)
-        self._t_BO: Floats = np.empty((0, outputs), dtype)
-        self._places_B = np.empty(0, np.intp)
-
-    def gather(self, rows: Rows, chosen_B: Integers) -> tuple[Floats, Floats]:
-        """Return (inputs (B, I), targets (B, O)) of the chosen rows; a class becomes a row with one 1."""
-        count = len(chosen_B)
-        if count > len(self._x_BI):
-            self._x_BI = np.empty((count, self._inputs), self._x_BI.dtype)
-            self._t_BO = np.empty((count, self._outputs), self._t_BO.dtype)
-            self._places_B = np.arange(count)
-        x_BI, t_BO = self._x_BI[:count], self._t_BO[:count]
-        # mode="clip" lets numpy write straight into `out`; the places are known to be inside.
-        np.take(rows.features_NF, chosen_B, axis=0, out=x_BI, mode="clip")
-        fill_targets(rows.targets, chosen_B, t_BO, self._places_B[:count])
-        return x_BI, t_BO
+def gather(shard: Rows, chosen_B: Integers, x_BI: Floats, t_OB: Floats) -> None:
+    """Copy the inputs and targets of the chosen rows to where a network reads them."""
+    # mode="clip" lets numpy write straight into `out`; the places are known to be inside.
+    np.take(shard.features_NF, chosen_B, axis=0, out=x_BI, mode="clip")
+    fill_targets(shard.targets[chosen_B], t_OB)
 
 
-def fill_targets(targets: AnyArray, chosen_B: Integers, t_BO: Floats, places_B: Integers) -> None:
-    """Write the targets of the chosen rows into `t`: values as they are, a single output's class as 0 or 1, else one-hot."""
+def fill_targets(targets: AnyArray, t_OB: Floats) -> None:
+    """Write targets of rows as outputs: values as they are, a single output's class as 0 or 1, else one 1 a row."""
     if targets.ndim == 2:
-        np.take(targets, chosen_B, axis=0, out=t_BO, mode="clip")
-    elif t_BO.shape[1] == 1:
-        t_BO[:, 0] = targets[chosen_B]
+        t_OB[...] = targets.T
+    elif len(t_OB) == 1:
+        t_OB[0] = targets
     else:
-        t_BO.fill(0.0)
-        t_BO[places_B, targets[chosen_B]] = 1.0
+        t_OB.fill(0.0)
+        t_OB[targets, np.arange(len(targets))] = 1.0
 
 
 def split_of(shard: Shard, split: Split) -> tuple[Rows, Integers]:

@@ -4,10 +4,12 @@ A node (level, index) stands for the shards index·2^level … (index+1)·2^leve
 left child's sum plus the right child's; a child beyond S, or one with nothing to add, is left out.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 Node = tuple[int, int]
+Additions = Sequence[tuple[int, int]]
+"""Pairs (left, right) of places in a list: what is at `right` is added to what is at `left`, in this order."""
 T = TypeVar("T")
 
 
@@ -74,3 +76,21 @@ def tree_sum(
 def finish(partials: Mapping[Node, T | None], shards: int, add: Callable[[T, T], T]) -> T | None:
     """Return the root's sum from partial sums that together cover every shard."""
     return tree_sum(root(shards), shards, partials.__getitem__, add, partials.__contains__)
+
+
+def additions(node: Node, shards: int, places: Mapping[Node, int]) -> Additions:
+    """Return how to add up what a list holds of the nodes in `places`, each at its place; the sum ends up at the first.
+
+    Args:
+        node: where the sum is wanted; every leaf below must have one of the nodes above or at it, unless it has nothing to add.
+        shards: S.
+        places: of each node in the list.
+    """
+    pairs: list[tuple[int, int]] = []
+
+    def add(left: int, right: int) -> int:
+        pairs.append((left, right))
+        return left
+
+    tree_sum(node, shards, places.get, add, lambda found: found in places or found[0] == 0)
+    return tuple(pairs)

@@ -193,7 +193,7 @@ def test_reused_buffers_carry_nothing_over_from_larger_or_smaller_slices(hidden:
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_a_slice_allocates_nothing_of_its_size_once_the_buffers_are_there(hidden: HiddenActivation, dropout: float) -> None:
-    network = Network(ModelSpec(task="classification", hidden=(64, 64), activation=hidden, dropout=dropout), 64, 64)
+    network = Network(ModelSpec(task="classification", hidden=(64, 64), activation=hidden, dropout=dropout), 64, 4)
     weights_P, x_BI, t_BO = random_rows(network, 4096)
     gradient_P = np.empty_like(weights_P)
     draws = stream(1, Purpose.DROPOUT, 0, 0) if dropout else None
