@@ -18,7 +18,7 @@ from coordinator.update import Parameters, PartialSums, Refused, Updated, Update
 from worker.arrays import Floats
 from worker.messages import Answer, ComputeGradients, Evaluate, Setup, Split
 from worker.network import ErrorSums
-from worker.tree import Additions, Node, additions, finish, root
+from worker.tree import Additions, Node, additions, finish, first_member, root
 
 T = TypeVar("T")
 Steps = Generator[RoundDone | EpochDone, None, T]
@@ -261,8 +261,9 @@ class Training:
 
 
 def _merge(answers: list[Answer]) -> dict[Node, Any]:
-    """Return the partial sums of all workers together."""
-    return {node: part for answer in answers for node, part in cast(Mapping[Node, Any], answer).items()}
+    """Return the partial sums of all workers together, from left to right whoever answered first."""
+    parts = {node: part for answer in answers for node, part in cast(Mapping[Node, Any], answer).items()}
+    return dict(sorted(parts.items(), key=lambda part: first_member(part[0])))
 
 
 @lru_cache(maxsize=256)

@@ -24,6 +24,12 @@ def members(node: Node, shards: int) -> range:
     return range(index << level, min((index + 1) << level, shards))
 
 
+def first_member(node: Node) -> int:
+    """Return the first shard number below a node."""
+    level, index = node
+    return index << level
+
+
 def children(node: Node, shards: int) -> list[Node]:
     """Return a node's children, left first: none for a leaf, one where the right child lies beyond S."""
     level, index = node
@@ -79,7 +85,7 @@ def finish(partials: Mapping[Node, T | None], shards: int, add: Callable[[T, T],
 
 
 def additions(node: Node, shards: int, places: Mapping[Node, int]) -> Additions:
-    """Return how to add up what a list holds of the nodes in `places`, each at its place; the sum ends up at the first.
+    """Return how to add up what a list holds of the nodes in `places`, each at its place; the sum ends up at the leftmost's.
 
     Args:
         node: where the sum is wanted; every leaf below must have one of the nodes above or at it, unless it has nothing to add.

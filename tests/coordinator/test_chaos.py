@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from coordinator.crew import Answered, Event, Joined, Lost
@@ -35,6 +36,9 @@ class ChaosPool:
         self._workers[self._numbers] = Worker()
         self._coming.append(Joined(self._numbers, fingerprint()))
         self._numbers += 1
+
+    def make_room(self, parameters: int, dtype: str, shards: int) -> tuple[Floats, Floats]:
+        return np.full(parameters, np.nan, dtype), np.full(parameters, np.nan, dtype)
 
     def publish(self, weights_P: Floats) -> None:
         self._weights_P = weights_P

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from coordinator.optimizers import DEFAULTS, OptimizerSpec, Step, make_optimizer
-from coordinator.update import BLOCK, Refused, Updated, Updater, clip_factor, gradient_norm
+from coordinator.update import BLOCK, Parameters, PartialSums, Refused, Updated, Updater, clip_factor
 from worker.arrays import Floats
 from worker.model import Layout, ModelSpec
 
@@ -14,8 +14,12 @@ SGD = OptimizerSpec(name="sgd")
 STEP = Step(1, 1.0)
 
 
+def update(updater: Updater, parameters: Parameters, gradient_sum_P: Floats, rows: int, step: Step = STEP) -> Updated | Refused:
+    return updater.update(parameters, PartialSums([gradient_sum_P]), rows, step, np.full_like(parameters.weights_P, np.nan))
+
+
 def new_weights(updater: Updater, weights_P: Floats, gradient_sum_P: Floats, rows: int) -> Floats:
-    updated = updater.update(updater.start(weights_P), gradient_sum_P, rows, STEP)
+    updated = update(updater, updater.start(weights_P), gradient_sum_P, rows)
     assert isinstance(updated, Updated)
     return updated.parameters.weights_P
 
@@ -36,7 +40,7 @@ def test_an_update_in_blocks_has_the_bits_of_one_of_the_whole_vector(name: str, 
     state = transform.init(weights)
 
     for number, gradient in enumerate(gradients, 1):
-        updated = updater.update(parameters, gradient * 8, 8, Step(number, 0.05))
+        updated = update(updater, parameters, gradient * 8, 8, Step(number, 0.05))
         updates, state = transform.update(gradient, state, weights, Step(number, 0.05))
         weights = weights + updates
         assert isinstance(updated, Updated)
@@ -47,14 +51,51 @@ def test_an_update_in_blocks_has_the_bits_of_one_of_the_whole_vector(name: str, 
             np.testing.assert_array_equal(parameters.optimizer[key], array, strict=True)
 
 
-def test_an_update_replaces_parameters_and_changes_none() -> None:
-    updater = Updater(OptimizerSpec(name="adam", clip_norm=0.1), ModelSpec(task="regression", l2=0.5), LAYOUT)
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+def test_an_update_changes_neither_the_weights_before_nor_the_sums(clip_norm: float | None) -> None:
+    updater = Updater(OptimizerSpec(name="adam", clip_norm=clip_norm), ModelSpec(task="regression", l2=0.5), LAYOUT)
     parameters = updater.start(np.ones(LAYOUT.size, "float32"))
-    gradient_sum_P = np.ones(LAYOUT.size, "float32")
-    for array in (parameters.weights_P, gradient_sum_P, *parameters.optimizer.values()):
+    sums = PartialSums([np.ones(LAYOUT.size, "float32"), np.ones(LAYOUT.size, "float32")], ((0, 1),))
+    for array in (parameters.weights_P, *sums.arrays):
         array.setflags(write=False)
+    new_P = np.empty(LAYOUT.size, "float32")
 
-    assert isinstance(updater.update(parameters, gradient_sum_P, 2, STEP), Updated)
+    updated = updater.update(parameters, sums, 2, STEP, new_P)
+
+    assert isinstance(updated, Updated)
+    assert updated.parameters.weights_P is new_P
+    assert updated.parameters.optimizer is parameters.optimizer
+
+
+def test_partial_sums_are_added_in_their_order() -> None:
+    parts = [np.full(LAYOUT.size, value) for value in (1e16, 1.0, -1e16, 1.0)]
+    updater = Updater(SGD, MODEL, LAYOUT)
+    parameters = updater.start(np.zeros(LAYOUT.size))
+
+    found = [
+        updater.update(parameters, PartialSums(parts, additions), 1, STEP, np.empty(LAYOUT.size))
+        for additions in (((0, 2), (1, 3), (0, 1)), ((0, 1), (2, 3), (0, 2)))
+    ]
+
+    assert all(isinstance(updated, Updated) for updated in found)
+    assert [updated.parameters.weights_P[0] for updated in found if isinstance(updated, Updated)] == [-2.0, 0.0]
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_threads_change_no_bit(clip_norm: float | None) -> None:
+    layout = Layout((5 * BLOCK + 77, 1), bias=False)
+    spec, model = OptimizerSpec(name="adam", clip_norm=clip_norm), ModelSpec(task="regression", l2=0.1)
+    draws = np.random.default_rng(3)
+    weights_P, gradient_P = (draws.normal(size=layout.size).astype("float32") for _ in range(2))
+
+    one, two = (Updater(spec, model, layout, threads) for threads in (1, 2))
+    found, expected = (update(updater, updater.start(weights_P), gradient_P, 3) for updater in (two, one))
+
+    assert isinstance(found, Updated) and isinstance(expected, Updated)
+    assert found.gradient_norm == expected.gradient_norm
+    np.testing.assert_array_equal(found.parameters.weights_P, expected.parameters.weights_P)
+    for name, array in expected.parameters.optimizer.items():
+        np.testing.assert_array_equal(found.parameters.optimizer[name], array)
 
 
 def test_the_gradient_sum_is_divided_by_the_rows() -> None:
@@ -96,7 +137,18 @@ def test_a_gradient_that_is_not_finite_is_refused(name: str, bad: float) -> None
     gradient_P[-1] = bad
     updater = Updater(OptimizerSpec(name=name, clip_norm=1.0), MODEL, LAYOUT)
 
-    assert updater.update(updater.start(np.zeros(LAYOUT.size)), gradient_P, 3, STEP) == Refused("the gradient is not finite")
+    parameters = updater.start(np.zeros(LAYOUT.size))
+
+    assert update(updater, parameters, gradient_P, 3) == Refused("the gradient is not finite")
+    assert all((array == 0).all() for array in parameters.optimizer.values())
+
+
+def test_a_refusal_tells_whether_the_optimizer_remembers_what_was_refused() -> None:
+    updater = Updater(OptimizerSpec(name="momentum"), MODEL, LAYOUT)
+
+    assert update(updater, updater.start(np.zeros(LAYOUT.size)), np.full(LAYOUT.size, np.nan), 3) == Refused(
+        "the gradient is not finite", state_lost=True
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -106,22 +158,30 @@ def test_weights_that_would_overflow_are_refused(dtype: str) -> None:
     start = updater.start(np.zeros(layout.size, dtype))
     step = Step(1, float(np.finfo(dtype).max))
 
-    refused = updater.update(start, np.full(layout.size, 2.0, dtype), 1, step)
+    refused = update(updater, start, np.full(layout.size, 2.0, dtype), 1, step)
 
-    assert refused == Refused("the updated weights are not finite")
+    assert refused == Refused("the updated weights are not finite", state_lost=True)
+    assert not start.weights_P.any()
 
 
-def test_the_norm_of_a_long_gradient_is_that_of_all_its_blocks() -> None:
-    (gradient_P,) = long_vectors(1, "float64")
+@pytest.mark.parametrize(("dtype", "scale"), [("float64", 1.0), ("float32", 1e25), ("float32", 1e-30)])
+def test_the_norm_of_a_long_gradient_is_that_of_all_its_blocks(dtype: str, scale: float) -> None:
+    (gradient_P,) = long_vectors(1, dtype)
+    gradient_P *= np.dtype(dtype).type(scale)
+    updater = Updater(SGD, ModelSpec(task="regression", dtype=dtype), Layout((len(gradient_P), 1), bias=False))
 
-    assert gradient_norm(gradient_P) == pytest.approx(float(np.linalg.norm(gradient_P)), rel=1e-13)
+    updated = update(updater, updater.start(np.zeros_like(gradient_P)), gradient_P, 1)
+
+    assert isinstance(updated, Updated)
+    expected = float(np.linalg.norm(gradient_P.astype("float64")))
+    assert updated.gradient_norm == pytest.approx(expected, rel=1e-13 if dtype == "float64" else 1e-6)
 
 
 def test_a_large_but_finite_float32_gradient_is_clipped_and_not_refused() -> None:
     layout = Layout((2, 1), bias=False)
     updater = Updater(OptimizerSpec(clip_norm=1.0), ModelSpec(task="regression"), layout)
 
-    updated = updater.update(updater.start(np.zeros(2, "float32")), np.array([3e20, -4e20], "float32"), 1, STEP)
+    updated = update(updater, updater.start(np.zeros(2, "float32")), np.array([3e20, -4e20], "float32"), 1)
 
     assert isinstance(updated, Updated)
     assert updated.gradient_norm == pytest.approx(5e20)
