@@ -51,9 +51,9 @@ class Run:
         return len(self.x_KIB)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """Slices to be worked on together.
+    """Slices to be worked on together. Equal to itself alone, so that views of its arrays can be kept by it.
 
     Attributes:
         x_RI: inputs, to be filled.

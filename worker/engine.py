@@ -1,7 +1,7 @@
 """A worker: holds shards and answers tasks about them. It knows neither Ray nor the other workers."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -115,11 +115,28 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """The rows of one shard in one round: places in its training rows."""
+class _Group:
+    """Slices that are worked on together: all that there are below a node of the tree.
 
-    shard: int
-    rows_B: Integers
+    Attributes:
+        shards: those that have rows in the round.
+        rows: of each, by their place in its training rows.
+        sizes: how many these are.
+        additions: in which order their sums are added.
+    """
+
+    shards: tuple[int, ...]
+    rows: tuple[Integers, ...]
+    sizes: tuple[int, ...]
+    additions: Additions
+
+
+@dataclass(frozen=True)
+class _RoundPlan:
+    """What a task of a round comes to: the groups of each node that is to be answered, by their own nodes."""
+
+    task: ComputeGradients
+    nodes: dict[Node, dict[Node, _Group]]
 
 
 class _Held:
@@ -137,20 +154,23 @@ class _Held:
         self._placed = 0
         self._round = -1
         self._orders: dict[int, tuple[int, Integers]] = {}
-        self._gathered: tuple[int, Node] | None = None
+        self._anticipated: _RoundPlan | None = None
+        self._gathered: _Group | None = None
 
     def gradients(self, task: ComputeGradients, weights_P: Floats, room: Sequence[Floats]) -> GradientSums:
         if task.round != self._round:
             # Sums of the same round, computed in a second portion after another worker's loss, are still to be added.
             self._free += self._lent
             self._lent, self._placed, self._round = [], 0, task.round
-        return {node: self._node_sum(node, weights_P, room) for node in _cover(task.shards, self._plan.shards)}
+        plan = self._anticipated if self._anticipated is not None and self._anticipated.task == task else self._plan_round(task)
+        return {node: self._node_sum(node, groups, weights_P, room) for node, groups in plan.nodes.items()}
 
     def anticipate(self, task: ComputeGradients) -> None:
-        """Gather the first rows of the next round, on the guess that it will be asked of the same shards."""
-        for node in _cover(task.shards, self._plan.shards)[:1]:
-            for first in self._groups(task.round + 1, node)[:1]:
-                self._gather(task.round + 1, first, self._slices(task.round + 1, first))
+        """Plan the round after this one, and gather its first rows, on the guess that the same shards will be asked for."""
+        self._anticipated = plan = self._plan_round(ComputeGradients(task.round + 1, task.shards))
+        for group in next(iter(plan.nodes.values())).values():
+            self._gather(group)
+            return
 
     def evaluate(self, task: Evaluate, weights_P: Floats) -> ErrorSumsByNode:
         count = self._plan.shards
@@ -166,57 +186,55 @@ class _Held:
             for node in _cover(task.shards, count)
         }
 
-    def _node_sum(self, node: Node, weights_P: Floats, room: Sequence[Floats]) -> GradientSum | None:
-        groups = set(self._groups(self._round, node))
-        lent: list[Floats] = []
+    def _plan_round(self, task: ComputeGradients) -> _RoundPlan:
+        epoch, round_in_epoch = divmod(task.round, self._plan.rounds_per_epoch)
+        rows: dict[int, Integers] = {}
+        for shard in task.shards:
+            first, last = self._plan.slice_range(round_in_epoch, shard)
+            if first < last:
+                rows[shard] = self._order(epoch, shard)[first:last]
+        return _RoundPlan(task, {node: dict(self._groups(node, rows)) for node in _cover(task.shards, self._plan.shards)})
 
-        def compute(group: Node) -> GradientSum | None:
-            slices = self._slices(self._round, group)
-            if not slices:
+    def _groups(self, node: Node, rows: dict[int, Integers]) -> Iterator[tuple[Node, _Group]]:
+        """Yield the largest groups from `node` down whose slices fit into the buffers together, with their nodes."""
+        shards = tuple(shard for shard in members(node, self._plan.shards) if shard in rows)
+        sizes = tuple(len(rows[shard]) for shard in shards)
+        if node[0] == 0 or sum(sizes) <= self._most_rows:
+            if shards:
+                chosen = tuple(rows[shard] for shard in shards)
+                yield node, _Group(shards, chosen, sizes, _additions(node, self._plan.shards, shards))
+            return
+        for child in children(node, self._plan.shards):
+            yield from self._groups(child, rows)
+
+    def _node_sum(self, node: Node, groups: dict[Node, _Group], weights_P: Floats, room: Sequence[Floats]) -> GradientSum | None:
+        # The first group's memory is where the node's sum ends up.
+        first = next(iter(groups), None)
+
+        def compute(found: Node) -> GradientSum | None:
+            if found not in groups:
                 return None
-            # The first group's memory is where the node's sum ends up.
-            gradient_P = self._spare(weights_P) if lent else self._lend(weights_P, room)
-            lent.append(gradient_P)
-            return self._group_sum(group, slices, weights_P, gradient_P)
+            gradient_P = self._lend(weights_P, room) if found == first else self._spare(weights_P)
+            return self._group_sum(groups[found], weights_P, gradient_P)
 
-        return tree_sum(node, self._plan.shards, compute, self._add, groups.__contains__)
+        return tree_sum(node, self._plan.shards, compute, self._add, lambda found: found in groups or found[0] == 0)
 
-    def _group_sum(self, group: Node, slices: tuple[_Slice, ...], weights_P: Floats, gradient_P: Floats) -> GradientSum:
-        batch = self._gather(self._round, group, slices)
+    def _group_sum(self, group: _Group, weights_P: Floats, gradient_P: Floats) -> GradientSum:
+        batch = self._gather(group)
         self._gathered = None
         draws = None
         if self._dropout:
-            draws = [stream(self._plan.seed, Purpose.DROPOUT, self._round, part.shard) for part in slices]
-        adding = _additions(group, self._plan.shards, tuple(part.shard for part in slices))
-        return GradientSum(gradient_P, self._network.gradient_sums(weights_P, batch, adding, gradient_P, draws))
+            draws = [stream(self._plan.seed, Purpose.DROPOUT, self._round, shard) for shard in group.shards]
+        return GradientSum(gradient_P, self._network.gradient_sums(weights_P, batch, group.additions, gradient_P, draws))
 
-    def _gather(self, round_number: int, group: Node, slices: tuple[_Slice, ...]) -> Batch:
-        batch = self._network.batch(tuple(len(part.rows_B) for part in slices))
-        if self._gathered != (round_number, group):
-            for part, (first, last), t_OB in zip(slices, pairwise(batch.bounds), batch.targets, strict=True):
-                gather(self.shards[part.shard].training, part.rows_B, batch.x_RI[first:last], t_OB)
-            self._gathered = round_number, group
+    def _gather(self, group: _Group) -> Batch:
+        batch = self._network.batch(group.sizes)
+        if self._gathered is not group:
+            slices = zip(group.shards, group.rows, pairwise(batch.bounds), batch.targets, strict=True)
+            for shard, rows_B, (first, last), t_OB in slices:
+                gather(self.shards[shard].training, rows_B, batch.x_RI[first:last], t_OB)
+            self._gathered = group
         return batch
-
-    def _groups(self, round_number: int, node: Node) -> list[Node]:
-        """Return the largest nodes from `node` down whose slices fit into the buffers together."""
-        rows = sum(self._slice_rows(round_number, shard) for shard in members(node, self._plan.shards))
-        if node[0] == 0 or rows <= self._most_rows:
-            return [node]
-        return [group for child in children(node, self._plan.shards) for group in self._groups(round_number, child)]
-
-    def _slice_rows(self, round_number: int, shard: int) -> int:
-        first, last = self._plan.slice_range(round_number % self._plan.rounds_per_epoch, shard)
-        return last - first
-
-    def _slices(self, round_number: int, group: Node) -> tuple[_Slice, ...]:
-        epoch, round_in_epoch = divmod(round_number, self._plan.rounds_per_epoch)
-        found = []
-        for shard in members(group, self._plan.shards):
-            first, last = self._plan.slice_range(round_in_epoch, shard)
-            if first < last:
-                found.append(_Slice(shard, self._order(epoch, shard)[first:last]))
-        return tuple(found)
 
     def _order(self, epoch: int, number: int) -> Integers:
         known = self._orders.get(number)

@@ -8,6 +8,7 @@ depends on the network alone, so that the shapes that BLAS sees are the same for
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -67,6 +68,14 @@ def _parts(layout: Layout, most: int) -> list[tuple[Slot, int, int, int]]:
     return parts
 
 
+@dataclass(frozen=True)
+class _Views:
+    """The arrays of a batch that make up a chunk: the products (left, right, result), and each slice's result as a whole."""
+
+    products: tuple[tuple[Floats, Floats, Floats], ...]
+    slices: tuple[Floats, ...]
+
+
 class GradientStack:
     """Adds up gradients of batches; keeps the memory for it."""
 
@@ -76,38 +85,55 @@ class GradientStack:
         self._largest = max(chunk.stop - chunk.start for chunk in self._chunks)
         self._flat: Floats = np.empty(0, dtype)
         self._ones: Floats = np.ones(0, dtype)
+        self._views: WeakKeyDictionary[Batch, list[_Views]] = WeakKeyDictionary()
 
     def sum(self, batch: Batch, additions: Additions, gradient_P: Floats) -> None:
         """Write the sum of the slices' gradients into `gradient_P`, given the deltas and activations of a backward pass."""
         if self._ones.size < batch.rows:
             self._ones = np.ones(batch.rows, gradient_P.dtype)
+            self._views.clear()
         if batch.slices == 1:
             for chunk in self._chunks:
-                self._compute(batch, chunk, gradient_P[np.newaxis, chunk.start : chunk.stop])
+                _multiply(self._chunk_views(batch, chunk, gradient_P[np.newaxis, chunk.start : chunk.stop]))
             return
-        if self._flat.size < batch.slices * self._largest:
-            self._flat = np.empty(batch.slices * self._largest, gradient_P.dtype)
-        for chunk in self._chunks:
-            size = chunk.stop - chunk.start
-            stack_KC = self._flat[: batch.slices * size].reshape(batch.slices, size)
-            self._compute(batch, chunk, stack_KC)
+        for chunk, views in zip(self._chunks, self._stack_views(batch), strict=True):
+            _multiply(views)
+            parts = views.slices
             *before, (left, right) = additions
             for into, other in before:
-                np.add(stack_KC[into], stack_KC[other], out=stack_KC[into])
-            np.add(stack_KC[left], stack_KC[right], out=gradient_P[chunk.start : chunk.stop])
+                np.add(parts[into], parts[other], out=parts[into])
+            np.add(parts[left], parts[right], out=gradient_P[chunk.start : chunk.stop])
 
-    def _compute(self, batch: Batch, chunk: Chunk, out_KC: Floats) -> None:
-        for run in batch.runs:
-            rows_KC = out_KC[run.first : run.first + run.slices]
-            for piece in chunk.pieces:
-                self._compute_piece(run, piece, rows_KC[:, piece.start : piece.start + piece.size])
+    def _stack_views(self, batch: Batch) -> list[_Views]:
+        known = self._views.get(batch)
+        if known is None:
+            if self._flat.size < batch.slices * self._largest:
+                self._flat = np.empty(batch.slices * self._largest, self._flat.dtype)
+                self._views.clear()
+            known = self._views[batch] = [self._chunk_views(batch, chunk, self._stack(batch, chunk)) for chunk in self._chunks]
+        return known
 
-    def _compute_piece(self, run: Run, piece: Piece, out_KC: Floats) -> None:
+    def _stack(self, batch: Batch, chunk: Chunk) -> Floats:
+        size = chunk.stop - chunk.start
+        return self._flat[: batch.slices * size].reshape(batch.slices, size)
+
+    def _chunk_views(self, batch: Batch, chunk: Chunk, out_KC: Floats) -> _Views:
+        products = tuple(
+            self._product(run, piece, out_KC[run.first : run.first + run.slices, piece.start : piece.start + piece.size])
+            for run in batch.runs
+            for piece in chunk.pieces
+        )
+        return _Views(products, tuple(out_KC))
+
+    def _product(self, run: Run, piece: Piece, out_KC: Floats) -> tuple[Floats, Floats, Floats]:
         d_KOB = run.layers[piece.layer].d_KOB[:, piece.outputs]
-        if piece.is_weight:
-            below_KIB = run.layers[piece.layer - 1].out_KOB if piece.layer else run.x_KIB
-            out_KOI = out_KC.reshape(run.slices, d_KOB.shape[1], below_KIB.shape[1])
-            np.matmul(d_KOB, below_KIB.transpose(0, 2, 1), out=out_KOI)
-        else:
-            # A quarter of the time of np.add.reduce along rows.
-            np.matmul(d_KOB, self._ones[: d_KOB.shape[2]], out=out_KC)
+        if not piece.is_weight:
+            # A product with ones takes a quarter of the time that np.add.reduce takes along rows.
+            return d_KOB, self._ones[: d_KOB.shape[2]], out_KC
+        below_KIB = run.layers[piece.layer - 1].out_KOB if piece.layer else run.x_KIB
+        return d_KOB, below_KIB.transpose(0, 2, 1), out_KC.reshape(run.slices, d_KOB.shape[1], below_KIB.shape[1])
+
+
+def _multiply(views: _Views) -> None:
+    for left, right, out in views.products:
+        np.matmul(left, right, out=out)

@@ -213,7 +213,7 @@ class Network:
         sums[:, 1] = totals(difference_KOB)
         sums[:, 2] = totals_of_squares(difference_KOB)
         if self.spec.task != "regression":
-            sums[:, 3] = np.count_nonzero(_decide(top.a_KOB) != _decide(run.t_KOB), axis=1)
+            sums[:, 3] = np.add.reduce(_decide(top.a_KOB) != _decide(run.t_KOB), axis=1)
         return sums
 
     def _as_sums(self, batch: Batch, sums: Floats) -> ErrorSums:
