@@ -28,7 +28,7 @@ RoundTask = ComputeGradients | Evaluate
 PACKET: Final = 1 << 17
 """Bytes of a message at most."""
 
-SPIN_SECONDS: Final = 500e-6
+SPIN_SECONDS: Final = 200e-6
 """How long a worker looks for the next task before it sleeps: about what the coordinator needs for a small update."""
 
 _HEADER: Final = struct.Struct("<cBxxxxxxq")  # kind, which weights, round
