@@ -35,7 +35,7 @@ class DataSpec:
     label: str | tuple[str, ...]
     validation: float | str | None = None
     features: tuple[str, ...] = ("*",)
-    shards: int = 8
+    shards: int = 4
     scale: Scale = "none"
     missing: Literal["error"] = "error"
 
