@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 LOCK = $(RUN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
   pyproject.toml
 
-.PHONY: help train test install develop lint format types imports pytest chaos lock clean
+.PHONY: help train test install develop lint format types imports pytest chaos bench overheads lock clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,12 @@ pytest: develop
 chaos: install ## Kill and stop workers for some minutes; compare the digests
 	$(RUN)/python benchmarks/chaos.py
 
+bench: $(VENV)/.benched ## Measure isograd against PyTorch, Ray Train and scikit-learn, and bring the README's table up to date
+	$(RUN)/python benchmarks/compare.py --readme README.md
+
+overheads: $(VENV)/.benched ## Measure start-up, an empty round, the price of shards, scaling and memory
+	$(RUN)/python benchmarks/overheads.py
+
 lock: develop ## Pin anew everything that is installed
 	$(LOCK) --group build --output-file requirements.lock
 	$(LOCK) --group build --group test --constraint requirements.lock --output-file requirements-dev.lock
@@ -57,4 +63,8 @@ $(VENV)/.installed: pyproject.toml requirements.lock | $(VENV)/bin/python
 
 $(VENV)/.developed: requirements-dev.lock $(VENV)/.installed
 	$(RUN)/pip install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/.benched: pyproject.toml $(VENV)/.installed
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[bench]'
 	@touch $@

@@ -1,7 +1,7 @@
 """Train one work with isograd or with what users would pick instead, and print its speed as JSON.
 
-Run as `python benchmarks/contenders.py "PyTorch, 2 threads" "64-32-10 @ 64" --seconds 4`; compare.py runs them all. Each contender
-has its rows in memory, shuffles them anew each epoch, and is timed by whole epochs, the first of them left out.
+Run as `python benchmarks/contenders.py "PyTorch, 2 threads" "64-32-10 @ 64" --seconds 4`; compare.py runs them all. Each
+contender has its rows in memory, shuffles them anew each epoch, and is timed by whole epochs, the first of them left out.
 """
 
 import json
@@ -10,6 +10,7 @@ import socket
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter, time
 from typing import Any, Final
@@ -66,7 +67,7 @@ def isograd(work: Work, seconds: float, address: str = "local", shards: int | No
             if isinstance(event, Finished):
                 summary = event.summary
         assert summary is not None
-        rates = [rows / (end - begin) for (begin, _), (end, rows) in zip(ends[:-1], ends[1:], strict=True)]
+        rates = [rows / (end - begin) for (begin, _), (end, rows) in pairwise(ends)]
         if not rates:
             raise SystemExit(f"{seconds} seconds are too few for two epochs")
         result = {"rows_per_second": float(np.median(rates)), "startup": summary.seconds.startup}
@@ -94,7 +95,7 @@ def _torch_loop(work: Work, seconds: float, rank: int, ranks: int, wrap: Callabl
     x, y = (torch.from_numpy(array) for array in training_rows(work))
     torch.manual_seed(1)
     parts: list[Any] = []
-    for inputs, outputs in zip(work.layers[:-1], work.layers[1:], strict=True):
+    for inputs, outputs in pairwise(work.layers):
         parts += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
     plain = torch.nn.Sequential(*parts[:-1])
     model = wrap(plain)

@@ -161,6 +161,11 @@ class RayPool:
         self._calls.close()
 
     @property
+    def linked(self) -> int:
+        """How many workers take the tasks of rounds over a link."""
+        return len(self._linked)
+
+    @property
     def _shared_place(self) -> int | None:
         """Where among the shared arrays the published weights are, if they are."""
         for place, array in enumerate(self._shared.arrays if self._shared is not None else ()):

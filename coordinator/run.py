@@ -65,7 +65,7 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
     metrics = Metrics(order.directory.name)
     server = None if order.job.metrics is None else MetricsServer(order.job.metrics, order.directory.name, metrics.registry)
     try:
-        prepared = _prepare(order, inspection, pool)
+        prepared = prepare(order, inspection, pool)
         for event in _train(order, prepared, server.url if server else None, interrupted):
             metrics.observe(event)
             yield event
@@ -85,7 +85,7 @@ def check_directory(order: Order) -> None:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """All that is settled before the first round."""
 
     setup: Setup
@@ -98,7 +98,8 @@ class _Prepared:
     warnings: list[str]
 
 
-def _prepare(order: Order, inspection: Inspection, pool: Pool) -> _Prepared:
+def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
+    """Have the workers read and encode their shards, and settle what there is to be trained. Raises as `run` does."""
     job, ours = order.job, fingerprint()
     dispatcher = Dispatcher(
         pool,
@@ -126,7 +127,7 @@ def _prepare(order: Order, inspection: Inspection, pool: Pool) -> _Prepared:
             warnings += check_origin(checkpoint, origin, job)
             start = checkpoint.snapshot
     dispatcher.learn_to_load(lambda shards: PrepareShards(setup, shards, encoding))
-    return _Prepared(setup, encoding, dispatcher, layout, updater, start, origin, warnings)
+    return Prepared(setup, encoding, dispatcher, layout, updater, start, origin, warnings)
 
 
 def _count(dispatcher: Dispatcher, inspection: Inspection, shards: int) -> RowCounts:
@@ -142,7 +143,7 @@ def _count(dispatcher: Dispatcher, inspection: Inspection, shards: int) -> RowCo
     return {path: rows for answer in answers for path, rows in cast(RowCounts, answer).items()}
 
 
-def _train(order: Order, prepared: _Prepared, metrics_url: str | None, interrupted: Callable[[], bool]) -> Iterator[Event]:
+def _train(order: Order, prepared: Prepared, metrics_url: str | None, interrupted: Callable[[], bool]) -> Iterator[Event]:
     job, start, dispatcher = order.job, prepared.start, prepared.dispatcher
     # Made only now, so that a run that can't begin leaves nothing behind.
     if order.resume:
@@ -183,7 +184,7 @@ def _train(order: Order, prepared: _Prepared, metrics_url: str | None, interrupt
         raise failure
 
 
-def _started(order: Order, prepared: _Prepared, metrics_url: str | None) -> Started:
+def _started(order: Order, prepared: Prepared, metrics_url: str | None) -> Started:
     setup, plan = prepared.setup, prepared.setup.plan
     return Started(
         run=order.directory.name,
@@ -221,7 +222,7 @@ class _Clock:
             if event.round == self._before + self._plan.rounds_per_epoch:
                 self._first_epoch = (self._timed_rows, self._timed_seconds)
 
-    def summary(self, run_name: str, outcome: Outcome, prepared: _Prepared, crew: CrewStatus) -> Summary:
+    def summary(self, run_name: str, outcome: Outcome, prepared: Prepared, crew: CrewStatus) -> Summary:
         now = time()
         durations = np.asarray(self._rounds) if self._rounds else np.zeros(1)
         # The first epoch is left out where there are several: it fills caches and buffers.

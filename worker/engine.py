@@ -168,9 +168,9 @@ class _Held:
     def anticipate(self, task: ComputeGradients) -> None:
         """Plan the round after this one, and gather its first rows, on the guess that the same shards will be asked for."""
         self._anticipated = plan = self._plan_round(ComputeGradients(task.round + 1, task.shards))
-        for group in next(iter(plan.nodes.values())).values():
-            self._gather(group)
-            return
+        first = next((group for groups in plan.nodes.values() for group in groups.values()), None)
+        if first is not None:
+            self._gather(first)
 
     def evaluate(self, task: Evaluate, weights_P: Floats) -> ErrorSumsByNode:
         count = self._plan.shards
