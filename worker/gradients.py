@@ -61,7 +61,7 @@ def _parts(layout: Layout, most: int) -> list[tuple[Slot, int, int, int]]:
     parts: list[tuple[Slot, int, int, int]] = []
     for number, slot in enumerate(layout.slots):
         outputs = slot.shape[0]
-        count = min(outputs, -(-slot.size // most))
+        count = -(-outputs // max(1, most // slot.width))
         bounds = [place * outputs // count for place in range(count + 1)]
         layer = number // (2 if layout.bias else 1)
         parts += [(slot, layer, first, last) for first, last in pairwise(bounds)]

@@ -226,7 +226,7 @@ def test_a_bad_job_is_refused_in_one_line_that_begins_with_the_key(key: str, tol
         document(optimizer={"learning_rate": 1, "schedule": {"name": "cosine"}}),
         document(training={"rounds": 3}),
         {**without("training"), "stopping": {"patience": 1}},
-        document(workers={"count": 8}),
+        document(data={"shards": 8}, workers={"count": 8}),
     ],
 )
 def test_what_looks_unusual_but_makes_sense_is_taken(good: Document) -> None:

@@ -24,7 +24,7 @@ def cluster() -> Iterator[Cluster]:
 def test_workers_join_with_a_node_and_leave_with_it(
     cluster: Cluster, blobs_job: Document, run_job: Callable[..., Any], tmp_path: Path
 ) -> None:
-    blobs_job["training"]["epochs"] = 400
+    blobs_job["training"]["epochs"] = 6000
     _, calm = run_job(blobs_job)
     command = [sys.executable, "-m", "cluster.cli", "train", "job.toml", "--run-dir", "elastic", "--workers", "1:3"]
     command += ["--address", cluster.address, "--progress", "plain"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.arrays import Floats
-from worker.tree import Node, children, cover, finish, members, root, tree_sum
+from worker.tree import Node, additions, children, cover, finish, first_member, members, root, tree_sum
 
 Leaves = dict[int, Floats | None]
 
@@ -125,3 +125,22 @@ def test_a_sum_may_reuse_the_memory_of_its_left_side_only() -> None:
 
     assert bits(finish(copies, 11, add_in_place)) == bits(halves(list(leaves.values())))
     assert {shard: bits(value) for shard, value in leaves.items()} == kept
+
+
+@given(held=holders(), seed=st.integers(0, 9))
+def test_additions_over_a_list_have_the_bits_of_the_tree(held: list[list[int]], seed: int) -> None:
+    shards = sum(map(len, held))
+    leaves = random_leaves(shards, seed)
+    parts = {
+        node: tree_sum(node, shards, lambda found: leaves[found[1]], np.add, lambda found: found[0] == 0)
+        for share in held
+        for node in cover(share, shards)
+    }
+    present = sorted((node for node, part in parts.items() if part is not None), key=first_member)
+    values = [parts[node] for node in present]
+
+    for left, right in additions(root(shards), shards, {node: place for place, node in enumerate(present)}):
+        values[left] = values[left] + values[right]  # type: ignore[operator]
+
+    expected = finish(parts, shards, np.add)
+    assert (values[0] is None if expected is None else values[0].tobytes() == expected.tobytes()) if values else expected is None
