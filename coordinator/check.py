@@ -9,6 +9,7 @@ from coordinator.preparation import fit_encoding, inspect, make_plan, make_setup
 from worker.data import Columns
 from worker.encoding import Encoding, Label
 from worker.engine import Worker
+from worker.gradients import chunk_entries
 from worker.messages import CountRows
 from worker.model import Layout
 from worker.network import Network
@@ -29,8 +30,8 @@ class JobPlan:
         rounds_per_epoch: updates an epoch.
         most_rounds: updates of the run; None where nothing limits them.
         data_bytes: the rows, decoded, over all workers.
-        worker_bytes: of a worker beside its rows: weights, gradients and the buffers of a slice.
-        coordinator_bytes: weights, the optimizer's state and gradients.
+        worker_bytes: of one worker for all shards, beside its rows: weights, gradients and buffers.
+        coordinator_bytes: weights and the optimizer's state, with the weights kept and a checkpoint that is being written.
     """
 
     files: str
@@ -90,6 +91,7 @@ def _row_bytes(layout: Layout, encoding: Encoding, itemsize: int) -> int:
 
 
 def _worker_bytes(layout: Layout, batch_size: int, shards: int, itemsize: int) -> int:
-    depth = (shards - 1).bit_length() + 1
-    slice_rows = -(-batch_size // shards)
-    return itemsize * (layout.size * (1 + depth) + slice_rows * (layout.sizes[0] + 4 * sum(layout.sizes[1:])))
+    """Return what one worker for all shards takes: weights, a gradient sum, a chunk of each slice's, and the rows' buffers."""
+    chunk = min(layout.size, chunk_entries(layout))
+    rows = batch_size * (layout.sizes[0] + 3 * sum(layout.sizes[1:]))
+    return itemsize * (2 * layout.size + shards * chunk + rows)

@@ -41,6 +41,11 @@ class Chunk:
     pieces: tuple[Piece, ...]
 
 
+def chunk_entries(layout: Layout) -> int:
+    """Return how many entries of a network's parameters a chunk has at most."""
+    return max(CHUNK, layout.size // 4)
+
+
 def chunks(layout: Layout, most: int) -> list[Chunk]:
     """Cut the parameter vector into chunks of `most` entries at most, unless a single output has more weights."""
     found: list[Chunk] = []
@@ -81,7 +86,7 @@ class GradientStack:
 
     def __init__(self, layout: Layout, dtype: str) -> None:
         """Plan the chunks for a network."""
-        self._chunks = chunks(layout, max(CHUNK, layout.size // 4))
+        self._chunks = chunks(layout, chunk_entries(layout))
         self._largest = max(chunk.stop - chunk.start for chunk in self._chunks)
         self._flat: Floats = np.empty(0, dtype)
         self._ones: Floats = np.ones(0, dtype)
