@@ -309,3 +309,15 @@ def test_a_damaged_parquet_file_is_refused_by_its_path(begin_job: Begin, write_t
 
     assert refused(begin_job, {}, DataError).startswith(f"{path}: can't be read as Parquet: ")
     assert not (tmp_path / "run-1").exists()
+
+
+def test_how_many_slices_are_worked_on_together_changes_no_bit(
+    blobs_job: Document, run_job: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, together = run_job(blobs_job)
+    monkeypatch.setattr("worker.engine.BATCH_BYTES", 1)
+
+    _, apart = run_job(blobs_job)
+
+    assert apart.weights_digest == together.weights_digest
+    assert apart.train == together.train
