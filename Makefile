@@ -1,6 +1,7 @@
 # One virtual environment, filled from the lock files. PYTHON may name any Python from 3.11 on.
 PYTHON ?= python3
 VENV := .venv
+BENCH := .venv-bench
 RUN := $(VENV)/bin
 LOCK = $(RUN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
   pyproject.toml
@@ -38,18 +39,18 @@ pytest: develop
 chaos: install ## Kill and stop workers for some minutes; compare the digests
 	$(RUN)/python benchmarks/chaos.py
 
-bench: $(VENV)/.benched ## Measure isograd against PyTorch, Ray Train and scikit-learn, and bring the README's table up to date
-	$(RUN)/python benchmarks/compare.py --readme README.md
+bench: $(BENCH)/.installed ## Measure isograd against PyTorch, Ray Train and scikit-learn, and bring the README's table up to date
+	$(BENCH)/bin/python benchmarks/compare.py --readme README.md
 
-overheads: $(VENV)/.benched ## Measure start-up, an empty round, the price of shards, scaling and memory
-	$(RUN)/python benchmarks/overheads.py
+overheads: $(BENCH)/.installed ## Measure start-up, an empty round, the price of shards, scaling and memory
+	$(BENCH)/bin/python benchmarks/overheads.py
 
 lock: develop ## Pin anew everything that is installed
 	$(LOCK) --group build --output-file requirements.lock
 	$(LOCK) --group build --group test --constraint requirements.lock --output-file requirements-dev.lock
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BENCH) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -65,6 +66,8 @@ $(VENV)/.developed: requirements-dev.lock $(VENV)/.installed
 	$(RUN)/pip install --quiet --require-hashes -r requirements-dev.lock
 	@touch $@
 
-$(VENV)/.benched: pyproject.toml $(VENV)/.installed
-	$(RUN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[bench]'
+# Apart from the other environment: pandas, which Ray Train brings, makes every import of pyarrow's slower.
+$(BENCH)/.installed: pyproject.toml $(VENV)/.installed
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@

@@ -108,22 +108,14 @@ def startup(repeats: int) -> dict[str, float]:
         for script, text in scripts.items():
             (folder / f"{script}.py").write_text(text)
         (folder / "job.toml").write_text(JOB)
-        bin_folder = Path(sys.executable).parent
-        python = [sys.executable]
-        launcher = [
-            str(bin_folder / "torchrun"),
-            "--nproc-per-node",
-            "2",
-            "--master-addr",
-            "127.0.0.1",
-            "--master-port",
-            str(_free_port()),
-        ]
+        ours = Path(__file__).parents[1] / ".venv" / "bin"
+        launcher = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2"]
+        launcher += ["--master-addr", "127.0.0.1", "--master-port", str(_free_port())]
         commands = {
-            "isograd": ([str(bin_folder / "isograd"), "train", "job.toml", "--progress", "plain", "--run-dir"], "epoch 1"),
-            "ray.init and two actors": ([*python, "bare.py"], "ready"),
+            "isograd": ([str(ours / "isograd"), "train", "job.toml", "--progress", "plain", "--run-dir"], "epoch 1"),
+            "ray.init and two actors": ([str(ours / "python"), "bare.py"], "ready"),
             "torchrun with two ranks": ([*launcher, "rank.py"], "ready"),
-            "Ray Train with two workers": ([*python, "train.py"], "ready"),
+            "Ray Train with two workers": ([sys.executable, "train.py"], "ready"),
         }
         times: dict[str, list[float]] = {what: [] for what in commands}
         for turn in range(repeats):
