@@ -24,6 +24,8 @@ from works import WORKS, Work
 
 LAST_FOUR: Final = WORKS[2:6]
 ROUNDS: Final = 3000
+MEMORY_SECONDS: Final = 25.0
+"""How long memory is watched: some epochs of the largest network."""
 
 BARE_RAY: Final = """
 import os, time, ray
@@ -190,7 +192,7 @@ def speeds(repeats: int, seconds: float, ways: dict[str, tuple[int, int]]) -> di
     rates: dict[str, list[float]] = {f"{work.name}, {way}, rows/s": [] for work in LAST_FOUR for way in ways}
     for _ in range(repeats):
         for work in LAST_FOUR:
-            length = seconds * (3 if max(work.layers) > 1024 else 1)
+            length = seconds * (8 if max(work.layers) > 1024 else 1)  # one worker takes 12 seconds for an epoch
             for way, (shards, workers) in ways.items():
                 done = _isolated(work, length, shards, workers)
                 rates[f"{work.name}, {way}, rows/s"].append(done)
@@ -239,7 +241,7 @@ def _peaks(work: Work) -> dict[str, int]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        isograd(work, 20.0)
+        isograd(work, MEMORY_SECONDS)
     finally:
         over.set()
         watcher.join()

@@ -112,6 +112,7 @@ class RayPool:
         self._waiting.register(self._calls.fileno(), select.EPOLLIN)
         self._waiting.register(self._listener.fileno(), select.EPOLLIN)
         self._linked: dict[int, int] = {}
+        self._awaited: int | None = None
         self._shared: SharedArrays | None = None
         self._shards = 0
         self._weights_P: Floats | None = None
@@ -145,10 +146,13 @@ class RayPool:
     def wait(self, seconds: float) -> list[Event]:
         until = monotonic() + seconds
         while True:
-            self._send_pings()
-            for descriptor, _ in self._waiting.poll(max(0.0, min(until, self._next_check()) - monotonic())):
+            if monotonic() >= self._next_check():
+                self._send_pings()
+                self._give_up_overdue()
+            self._await_one()
+            idle = 0.0 if self._events else max(0.0, min(until, self._next_check()) - monotonic())
+            for descriptor, _ in self._waiting.poll(idle):
                 self._take(descriptor)
-            self._give_up_overdue()
             events, self._events = self._events, []
             if events or monotonic() >= until:
                 return events
@@ -195,6 +199,20 @@ class RayPool:
             self._accept()
         elif descriptor in self._linked:
             self._read(self._linked[descriptor])
+            for number in [number for number in self._linked.values() if self._members[number].pending is not None]:
+                self._read(number)
+
+    def _await_one(self) -> None:
+        """Be woken by one of the answers that are due, not by each: who is woken takes a core from those that still compute.
+
+        A worker's death wakes whoever it is.
+        """
+        due = [descriptor for descriptor, number in self._linked.items() if self._members[number].pending is not None]
+        if due and self._awaited not in due:
+            if self._awaited in self._linked:
+                self._waiting.modify(self._awaited, 0)
+            self._awaited = due[0]
+            self._waiting.modify(self._awaited, select.EPOLLIN)
 
     def _started(self, number: int, member: _Member, place: Place | BaseException) -> None:
         if isinstance(place, BaseException):
@@ -231,7 +249,7 @@ class RayPool:
                 link.share(self._shared, self._shards)
                 member.link = link
                 self._linked[link.fileno()] = number
-                self._waiting.register(link.fileno(), select.EPOLLIN)
+                self._waiting.register(link.fileno(), 0)
                 return
         link.close()
 
@@ -267,6 +285,7 @@ class RayPool:
         member = self._members.pop(worker)
         if member.link is not None:
             del self._linked[member.link.fileno()]
+            self._awaited = None if self._awaited == member.link.fileno() else self._awaited
             member.link.close()
         ray.kill(member.handle)
         if member.place is not None:

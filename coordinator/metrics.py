@@ -106,6 +106,8 @@ class Metrics:
                 pass
 
     def _observe_crew(self, crew: CrewStatus) -> None:
+        if crew == self._crew:
+            return
         self._workers.labels(self._run, "ready").set(crew.workers)
         self._failures.inc(crew.lost - self._crew.lost)
         self._moved.inc(crew.moved - self._crew.moved)

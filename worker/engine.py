@@ -208,6 +208,8 @@ class _Held:
             yield from self._groups(child, rows)
 
     def _node_sum(self, node: Node, groups: dict[Node, _Group], weights_P: Floats, room: Sequence[Floats]) -> GradientSum | None:
+        if groups.keys() == {node}:
+            return self._group_sum(groups[node], weights_P, self._lend(weights_P, room))
         # The first group's memory is where the node's sum ends up.
         first = next(iter(groups), None)
 

@@ -95,7 +95,7 @@ class Network:
         # Losses read the output layer's z after a has been made from it, so these two are never one buffer.
         self._buffers = Buffers(self.layout.sizes, spec.dtype, in_place=in_place, dropout=dropout)
         self._stack = GradientStack(self.layout, spec.dtype)
-        self._views: dict[int, list[tuple[Floats, Floats | None]]] = {}
+        self._views: dict[int, tuple[Floats, list[tuple[Floats, Floats | None]]]] = {}
 
     @property
     def inputs(self) -> int:
@@ -232,13 +232,13 @@ class Network:
         """Return the layers' weights and biases, as `Layout.layers` does."""
         if weights_P.size > CACHED_PARAMETERS:
             return self.layout.layers(weights_P)
-        # The views keep their memory, so that no other array can come to lie at its address.
-        place: int = weights_P.__array_interface__["data"][0]
-        if place not in self._views:
+        known = self._views.get(id(weights_P))
+        if known is None:
             if len(self._views) >= CACHED_WEIGHTS:
                 self._views.clear()
-            self._views[place] = self.layout.layers(weights_P)
-        return self._views[place]
+            # The vector is kept as well, so that no other can come to have its id.
+            known = self._views[id(weights_P)] = weights_P, self.layout.layers(weights_P)
+        return known[1]
 
 
 def decide(a_BO: Floats) -> Integers:
@@ -250,5 +250,5 @@ def decide(a_BO: Floats) -> Integers:
 def _decide(a_KOB: Floats) -> Integers:
     if a_KOB.shape[1] == 1:
         return (a_KOB[:, 0] > 0.5).astype(np.intp)
-    largest_KB: Integers = np.argmax(a_KOB, axis=1)
+    largest_KB: Integers = a_KOB.argmax(axis=1)
     return largest_KB

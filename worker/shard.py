@@ -97,7 +97,7 @@ def _encode(setup: Setup, source: Source, number: int, table: pa.Table, encoding
 def gather(shard: Rows, chosen_B: Integers, x_BI: Floats, t_OB: Floats) -> None:
     """Copy the inputs and targets of the chosen rows to where a network reads them."""
     # mode="clip" lets numpy write straight into `out`; the places are known to be inside.
-    np.take(shard.features_NF, chosen_B, axis=0, out=x_BI, mode="clip")
+    shard.features_NF.take(chosen_B, axis=0, out=x_BI, mode="clip")
     fill_targets(shard.targets[chosen_B], t_OB)
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, time
@@ -10,11 +11,13 @@ import pytest
 
 from cluster.launch import IN_PROCESS, launch
 from cluster.ray_pool import RayPool
+from coordinator.crew import Lost
 from coordinator.crew import Event as PoolEvent
 from coordinator.job import JobSpec
 from coordinator.records import Finished, RoundDone, Summary
 from coordinator.run import Order, run
 from worker.blas import one_thread
+from worker.messages import ComputeGradients
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 PATIENCE_SECONDS = 30.0
@@ -90,3 +93,28 @@ def test_a_linked_worker_that_dies_while_idle_is_noticed_and_replaced(small_job:
     pool.close()
 
     assert [type(event).__name__ for event in events] == ["Lost", "Joined"]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_death_is_noticed_whichever_answer_is_waited_for(
+    victim: int, small_job: Callable[..., JobSpec], tmp_path: Path
+) -> None:
+    job = small_job({"workers.count": 2, "training.epochs": 1})
+    pool = RayPool(job.workers)
+    train(job, tmp_path / "run", pool)
+    until = monotonic() + PATIENCE_SECONDS
+    while pool.linked < 2 and monotonic() < until:
+        pool.wait(0.1)
+    pids = [member.place.pid for member in pool._members.values() if member.place is not None]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # so that neither answers
+    for worker in (0, 1):
+        pool.submit(worker, ComputeGradients(0, (worker,)), PATIENCE_SECONDS)
+    os.kill(pids[victim], 9)
+
+    events: list[PoolEvent] = []
+    while not events and monotonic() < until:
+        events += pool.wait(0.1)
+    pool.close()
+
+    assert events == [Lost(victim, "its process died")]
