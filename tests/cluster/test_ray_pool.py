@@ -11,8 +11,8 @@ import pytest
 
 from cluster.launch import IN_PROCESS, launch
 from cluster.ray_pool import RayPool
-from coordinator.crew import Lost
 from coordinator.crew import Event as PoolEvent
+from coordinator.crew import Lost
 from coordinator.job import JobSpec
 from coordinator.records import Finished, RoundDone, Summary
 from coordinator.run import Order, run
