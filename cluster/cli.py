@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from enum import IntEnum
@@ -108,6 +108,13 @@ def main() -> None:
     show_default=True,
     help="auto: a bar on a terminal, a line an epoch elsewhere.",
 )
+@click.option("--dashboard", is_flag=True, help="Serve a live page of the run, at an address that is printed.")
+@click.option(
+    "--metrics-sd-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Announce the metrics to Prometheus by a file in DIR, for file-based service discovery.",
+)
 @DEBUG
 def train(
     *,
@@ -118,6 +125,8 @@ def train(
     resume: bool,
     address: str,
     progress: ProgressKind,
+    dashboard: bool,
+    metrics_sd_dir: Path | None,
     debug: bool,
 ) -> None:
     """Train a job.
@@ -128,7 +137,10 @@ def train(
     """
     began = time()
     with exit_codes(debug=debug):
-        job = _load(job_file, overrides, workers)
+        metrics: dict[str, object] = {"metrics.dashboard": True} if dashboard else {}
+        if metrics_sd_dir is not None:
+            metrics["metrics.sd_dir"] = str(metrics_sd_dir.absolute())
+        job = _load(job_file, overrides, metrics | (_workers(workers) if workers is not None else {}))
         if resume and run_dir is None:
             raise UserError("--resume: needs --run-dir, the directory of the run to go on with")
         directory = (run_dir or _new_run_directory(job)).absolute()
@@ -242,8 +254,9 @@ def _fail(message: str, code: Exit, *, debug: bool) -> None:
     sys.exit(code)
 
 
-def _load(job_file: Path, overrides: tuple[str, ...], workers: str | None = None) -> JobSpec:
-    return load_job(job_file, dict(parse_override(text) for text in overrides) | ({} if workers is None else _workers(workers)))
+def _load(job_file: Path, overrides: tuple[str, ...], options: Mapping[str, object] | None = None) -> JobSpec:
+    """Read the job; `options` are keys that have an option of their own, which wins over `--set`."""
+    return load_job(job_file, dict(parse_override(text) for text in overrides) | dict(options or {}))
 
 
 def _workers(text: str) -> dict[str, object]:

@@ -183,7 +183,7 @@ def print_start(console: Console, event: Started) -> None:
     held_out = f", {event.validation_rows:,} to validate" if event.validation_rows else ""
     console.print(
         f"{event.run}: {event.rows:,} rows{held_out}; {event.inputs} inputs, {event.outputs} outputs, "
-        f"{event.parameters:,} parameters; {count(event.shards, 'shard')} on {count(event.workers, 'worker')}, "
+        f"{event.parameters:,} parameters; {count(event.shards, 'shard')} on {count(event.crew.workers, 'worker')}, "
         f"{count(event.rounds_per_epoch, 'round')} an epoch",
         highlight=False,
         soft_wrap=True,
@@ -192,6 +192,8 @@ def print_start(console: Console, event: Started) -> None:
         console.print(f"going on after {count(event.rounds_done, 'round')}", highlight=False, soft_wrap=True)
     if event.metrics_url is not None:
         console.print(f"metrics: {event.metrics_url}", highlight=False, soft_wrap=True)
+    if event.dashboard_url is not None:
+        console.print(f"dashboard: {event.dashboard_url}", highlight=False, soft_wrap=True)
 
 
 def print_notice(console: Console, message: str) -> None:

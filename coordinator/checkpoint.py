@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter, time
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from coordinator.model_files import write_atomically
+from coordinator.records import Checkpointed, Noticed
 from coordinator.snapshot import Progress, Snapshot
 from coordinator.update import Parameters
 from worker.arrays import Floats
@@ -158,7 +160,7 @@ class CheckpointWriter:
         self._waiting: Snapshot | None = None
         self._closed = False
         self._written: tuple[int, int] | None = None
-        self._complaints: list[str] = []
+        self._events: list[Checkpointed | Noticed] = []
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
 
@@ -176,10 +178,12 @@ class CheckpointWriter:
             self._changed.notify_all()
         self._thread.join()
 
-    def complaints(self) -> list[str]:
-        """Return what has gone wrong since the last time this was asked."""
+    def events(self) -> list[Checkpointed | Noticed]:
+        """Return what was written, and what could not be, since the last time this was asked."""
+        if not self._events:  # asked every round: no lock then
+            return []
         with self._changed:
-            told, self._complaints = self._complaints, []
+            told, self._events = self._events, []
         return told
 
     def _work(self) -> None:
@@ -192,17 +196,24 @@ class CheckpointWriter:
             place = snapshot.progress.rounds, snapshot.progress.history_lines
             if place == self._written:
                 continue
-            try:
-                self._write(snapshot)
+            event = self._write(snapshot)
+            if isinstance(event, Checkpointed):
                 self._written = place
-            except OSError as error:
-                with self._changed:
-                    self._complaints.append(
-                        f"the checkpoint of round {snapshot.progress.rounds} could not be written: {error.strerror or error}; "
-                        "training goes on, and earlier checkpoints are whole"
-                    )
+            with self._changed:
+                self._events.append(event)
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _write(self, snapshot: Snapshot) -> Checkpointed | Noticed:
+        began, rounds = perf_counter(), snapshot.progress.rounds
+        try:
+            self._replace(snapshot)
+        except OSError as error:
+            return Noticed(
+                message=f"the checkpoint of round {rounds} could not be written: {error.strerror or error}; "
+                "training goes on, and earlier checkpoints are whole"
+            )
+        return Checkpointed(round=rounds, seconds=perf_counter() - began, timestamp=time())
+
+    def _replace(self, snapshot: Snapshot) -> None:
         self._folder.mkdir(exist_ok=True)
         rounds = snapshot.progress.rounds
         write_atomically(self._folder / f"round-{rounds:012d}.safetensors", encode(self._origin, snapshot))

@@ -126,6 +126,11 @@ class Crew:
         return len(self._members)
 
     @property
+    def newcomers(self) -> int:
+        """How many of them have yet to load what they will take over."""
+        return len(self._coming)
+
+    @property
     def done(self) -> bool:
         """Whether every shard's part of the job is in `answers`."""
         return not self._missing

@@ -180,9 +180,7 @@ def _absolute(job: JobSpec, folder: Path) -> JobSpec:
         data = replace(data, validation=resolve(data.validation))
     if model.initial_weights is not None and model.reads_initial_weights:
         model = replace(model, initial_weights=resolve(model.initial_weights))
-    if metrics is not None and metrics.sd_dir is not None:
-        metrics = replace(metrics, sd_dir=resolve(metrics.sd_dir))
-    return replace(job, data=data, model=model, metrics=metrics)
+    return replace(job, data=data, model=model, metrics=metrics.with_paths(resolve) if metrics is not None else None)
 
 
 def _without_none(value: object) -> object:

@@ -131,33 +131,12 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Started:
-    """The plan is made and the first round about to begin.
-
-    `rounds_done` counts those of a run that is taken up; `most_rounds` is None where nothing limits them.
-    """
-
-    run: str
-    directory: str
-    rows: int
-    validation_rows: int
-    inputs: int
-    outputs: int
-    parameters: int
-    shards: int
-    workers: int
-    rounds_per_epoch: int
-    rounds_done: int
-    most_rounds: int | None
-    metrics_url: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class CrewStatus:
     """How the workers fare.
 
     Attributes:
         workers: that there are.
+        loading: those of them that have yet to take over their shards.
         lost: since the start of the run.
         recomputed: slices that were under way on a worker when it was lost.
         moved: shards that went from one worker to another.
@@ -165,10 +144,56 @@ class CrewStatus:
     """
 
     workers: int = 0
+    loading: int = 0
     lost: int = 0
     recomputed: int = 0
     moved: int = 0
     shares: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The plan is made and the first round about to begin.
+
+    Attributes:
+        run: name of the run directory.
+        directory: its path.
+        job: the resolved job, in TOML.
+        timestamp: when this was, in seconds since the epoch.
+        rows: to train.
+        validation_rows: held out.
+        inputs: features.
+        outputs: of the network.
+        parameters: weights and biases.
+        shards: S.
+        crew: the workers that the run begins with.
+        most_workers: that it may get.
+        rounds_per_epoch: T.
+        rounds_done: of a run that is taken up.
+        most_rounds: None where nothing limits them.
+        history: the epochs of a run that is taken up.
+        metrics_url: where Prometheus finds the metrics, if anywhere.
+        dashboard_url: where a person can watch, if anywhere.
+    """
+
+    run: str
+    directory: str
+    job: str
+    timestamp: float
+    rows: int
+    validation_rows: int
+    inputs: int
+    outputs: int
+    parameters: int
+    shards: int
+    crew: CrewStatus
+    most_workers: int
+    rounds_per_epoch: int
+    rounds_done: int
+    most_rounds: int | None
+    history: tuple[EpochRecord, ...]
+    metrics_url: str | None
+    dashboard_url: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +202,7 @@ class RoundDone:
 
     Attributes:
         round: from 1.
+        timestamp: when it was committed, in seconds since the epoch.
         rows: of the round.
         loss: mean over its rows.
         gradient_norm: before clipping.
@@ -188,6 +214,7 @@ class RoundDone:
     """
 
     round: int
+    timestamp: float
     rows: int
     loss: float
     gradient_norm: float

@@ -2,7 +2,8 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
@@ -14,16 +15,28 @@ from coordinator.checkpoint import CheckpointWriter, Origin
 from coordinator.crew import Shards
 from coordinator.dispatch import Dispatcher, PoolError
 from coordinator.job import JobSpec, decisive, dump_job
-from coordinator.metrics import Metrics, MetricsServer
 from coordinator.model_files import save_model, starting_weights, weights_digest
 from coordinator.pool import Pool
 from coordinator.preparation import Inspection, fit_encoding, inspect, make_plan, make_setup
-from coordinator.records import CrewStatus, EpochDone, Event, Finished, Noticed, Percentiles, RoundDone, Seconds, Started, Summary
+from coordinator.records import (
+    CrewStatus,
+    EpochDone,
+    EpochRecord,
+    Event,
+    Finished,
+    Noticed,
+    Percentiles,
+    RoundDone,
+    Seconds,
+    Started,
+    Summary,
+)
 from coordinator.resume import check_origin, compare_fingerprints, find_checkpoint
 from coordinator.run_directory import RunDirectory, check, checkpoints, holds_run, writable
 from coordinator.snapshot import Progress, Snapshot
 from coordinator.training import Outcome, Training
 from coordinator.update import Updater
+from coordinator.watch import Watch
 from worker.blas import fingerprint
 from worker.encoding import Encoding, Scan
 from worker.errors import UserError
@@ -62,18 +75,11 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
     """
     check_directory(order)
     inspection = inspect(order.job)
-    metrics = Metrics(order.directory.name)
-    server = None if order.job.metrics is None else MetricsServer(order.job.metrics, order.directory.name, metrics.registry)
-    try:
-        prepared = prepare(order, inspection, pool)
-        for event in _train(order, prepared, server.url if server else None, interrupted):
-            metrics.observe(event)
-            yield event
-        if server is not None:
-            server.linger(interrupted)
-    finally:
-        if server is not None:
-            server.stop()
+    with closing(Watch(order.job.metrics, order.directory.name)) as watch:
+        failure = yield from _train(order, prepare(order, inspection, pool), watch, interrupted)
+        watch.linger(interrupted)
+    if failure is not None:
+        raise failure
 
 
 def check_directory(order: Order) -> None:
@@ -143,7 +149,10 @@ def _count(dispatcher: Dispatcher, inspection: Inspection, shards: int) -> RowCo
     return {path: rows for answer in answers for path, rows in cast(RowCounts, answer).items()}
 
 
-def _train(order: Order, prepared: Prepared, metrics_url: str | None, interrupted: Callable[[], bool]) -> Iterator[Event]:
+def _train(
+    order: Order, prepared: Prepared, watch: Watch, interrupted: Callable[[], bool]
+) -> Generator[Event, None, PoolError | None]:
+    """Train and fill the run directory; return what the workers could not go on for, if anything."""
     job, start, dispatcher = order.job, prepared.start, prepared.dispatcher
     # Made only now, so that a run that can't begin leaves nothing behind.
     if order.resume:
@@ -154,8 +163,8 @@ def _train(order: Order, prepared: Prepared, metrics_url: str | None, interrupte
     writer = CheckpointWriter(checkpoints(order.directory), job.checkpoint, prepared.origin)
     clock = _Clock(order.began, prepared.setup.plan, start.progress)
     failure: PoolError | None = None
-    yield _started(order, prepared, metrics_url)
-    yield from (Noticed(message=message) for message in prepared.warnings)
+    yield watch.report(_started(order, prepared, training.crew, directory.records(), watch))
+    yield from map(watch.report, _notices(prepared.warnings))
     try:
         for event in training.events(interrupted):
             clock.observe(event)
@@ -165,41 +174,52 @@ def _train(order: Order, prepared: Prepared, metrics_url: str | None, interrupte
                     snapshot = training.snapshot
                     assert snapshot is not None, "only a round that is refused loses it"
                     writer.offer(snapshot.copied())
-            yield event
-            yield from (Noticed(message=message) for message in (*dispatcher.notices(), *writer.complaints()))
+            yield watch.report(event)
+            yield from map(watch.report, (*_notices(dispatcher.notices()), *writer.events()))
     except PoolError as error:
         failure = error
         training.fail(str(error))
     finally:
         # Also when whoever consumes the events has had enough: what was committed is kept.
         writer.close(training.snapshot)
-    yield from (Noticed(message=message) for message in writer.complaints())
+    yield from map(watch.report, writer.events())
     outcome = training.outcome
     with writable(order.directory):
         save_model(directory.model, job.model, prepared.encoding, prepared.layout, outcome.weights_P)
     summary = clock.summary(order.directory.name, outcome, prepared, training.crew)
+    finished = watch.report(Finished(summary=summary))
+    yield from map(watch.report, watch.push())
+    directory.write_report(watch.page())
     directory.finish(summary)
-    yield Finished(summary=summary)
-    if failure is not None:
-        raise failure
+    yield finished
+    return failure
 
 
-def _started(order: Order, prepared: Prepared, metrics_url: str | None) -> Started:
+def _notices(messages: list[str]) -> list[Noticed]:
+    return [Noticed(message=message) for message in messages]
+
+
+def _started(order: Order, prepared: Prepared, crew: CrewStatus, history: tuple[EpochRecord, ...], watch: Watch) -> Started:
     setup, plan = prepared.setup, prepared.setup.plan
     return Started(
         run=order.directory.name,
         directory=str(order.directory),
+        job=dump_job(order.job),
+        timestamp=time(),
         rows=plan.training_rows,
         validation_rows=plan.validation_rows if setup.validation is None else setup.validation.rows,
         inputs=prepared.layout.sizes[0],
         outputs=prepared.encoding.outputs,
         parameters=prepared.layout.size,
         shards=plan.shards,
-        workers=prepared.dispatcher.crew.members,
+        crew=crew,
+        most_workers=order.job.workers.most,
         rounds_per_epoch=plan.rounds_per_epoch,
         rounds_done=prepared.start.progress.rounds,
         most_rounds=order.job.training.most_rounds(plan.rounds_per_epoch),
-        metrics_url=metrics_url,
+        history=history,
+        metrics_url=watch.metrics_url,
+        dashboard_url=watch.dashboard_url,
     )
 
 

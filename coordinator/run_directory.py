@@ -7,9 +7,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from coordinator.model_files import write_atomically
 from coordinator.records import EpochRecord, Summary
 from worker.errors import UserError
+
+
+_RECORD = TypeAdapter(EpochRecord)
 
 
 class RunDirectoryError(UserError):
@@ -50,6 +55,7 @@ class RunDirectory:
             lines = directory.history.read_bytes().splitlines(keepends=True) if directory.history.exists() else []
             write_atomically(directory.history, b"".join(lines[:history_lines]))
             (path / "summary.json").unlink(missing_ok=True)
+            (path / "report.html").unlink(missing_ok=True)
         return directory
 
     @property
@@ -62,10 +68,28 @@ class RunDirectory:
         """The folder for the model."""
         return self.path / "model"
 
+    def records(self) -> tuple[EpochRecord, ...]:
+        """Return the lines of history.jsonl, those of a run that is taken up.
+
+        Raises:
+            RunDirectoryError: they can't be read.
+        """
+        with writable(self.path):
+            lines = self.history.read_bytes().splitlines() if self.history.exists() else []
+        try:
+            return tuple(_RECORD.validate_json(line) for line in lines)
+        except ValidationError as error:
+            raise RunDirectoryError(f"{self.history}: is damaged: {error.errors()[0]['msg']}; begin a new run") from error
+
     def append(self, record: EpochRecord) -> None:
         """Add a line to history.jsonl."""
         with writable(self.path), self.history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record), allow_nan=False) + "\n")
+
+    def write_report(self, page: bytes) -> None:
+        """Write report.html: the run's curves, to be read in a browser."""
+        with writable(self.path):
+            write_atomically(self.path / "report.html", page)
 
     def finish(self, summary: Summary) -> None:
         """Write summary.json, the last file of a run."""

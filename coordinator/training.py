@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -71,6 +71,7 @@ class Training:
         now, before = self._dispatcher.crew, self._crew_before
         return CrewStatus(
             workers=now.members,
+            loading=now.newcomers,
             lost=before.lost + now.lost,
             recomputed=before.recomputed + now.recomputed,
             moved=before.moved + now.moved,
@@ -135,10 +136,13 @@ class Training:
 
     def _end_epoch(self, cut_short: str | None) -> Steps[Ending | None]:
         """Evaluate and record the epoch under way, and return why the run is over, if it is."""
-        record = self._close()
-        if record is None:
+        began = perf_counter()
+        validation = self._evaluate("validation") if self._has_validation else None
+        if validation is not None and not validation.finite:
             return "diverged", f"the validation error is not finite after round {self._rounds}"
-        yield EpochDone(record=record)
+        evaluate_seconds = perf_counter() - began if validation is not None else 0.0
+        record = self._close(Errors.of(validation) if validation is not None else None)
+        yield EpochDone(record=record, evaluate_seconds=evaluate_seconds)
         reason = self._after_epoch(record) or cut_short
         return None if reason is None else ("completed", reason)
 
@@ -181,6 +185,7 @@ class Training:
         self._epoch_seconds += seconds
         self._round = RoundDone(
             round=self._rounds,
+            timestamp=time(),
             rows=errors.rows,
             loss=errors.loss / errors.rows,
             gradient_norm=updated.gradient_norm,
@@ -197,14 +202,10 @@ class Training:
         ratio = optimizer.schedule.ratio(self._rounds, self._plan.rounds_per_epoch, self._most_rounds)
         return optimizer.learning_rate * ratio
 
-    def _close(self) -> EpochRecord | None:
-        """Return the record of the epoch under way; None where its validation error is not finite."""
+    def _close(self, validation: Errors | None) -> EpochRecord:
+        """Return the record of the epoch under way, and begin the next."""
         assert self._errors is not None
         assert self._round is not None
-        sums = self._evaluate("validation") if self._has_validation else None
-        if sums is not None and not sums.finite:
-            return None
-        validation = Errors.of(sums) if sums is not None else None
         first_round = (self._rounds - 1) // self._plan.rounds_per_epoch * self._plan.rounds_per_epoch
         record = EpochRecord(
             epoch=first_round // self._plan.rounds_per_epoch + 1,
