@@ -30,6 +30,7 @@ from cluster.display import (
 )
 from coordinator.check import check_job
 from coordinator.dispatch import PoolError
+from coordinator.endpoint import check as check_endpoint
 from coordinator.job import JobSpec, load_job, parse_override
 from coordinator.model_files import load_model
 from coordinator.records import Finished, Status, Summary
@@ -279,6 +280,8 @@ def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summ
         # What can be told from here is told before a cluster is started.
         check_directory(order)
         inspect(order.job)
+        if order.job.metrics is not None:
+            check_endpoint(order.job.metrics)
     with interruptible() as interrupted:
         try:
             for event in launch(order, address, interrupted, debug=debug):

@@ -18,6 +18,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 from cluster.orphans import end_agents_with
 from cluster.ray_pool import RayPool, first_line
 from coordinator.dispatch import PoolError
+from coordinator.export import Announcement
 from coordinator.pool import InProcessPool, WorkersSpec
 from coordinator.records import Event, Finished, Noticed, RoundDone
 from coordinator.run import Order, run
@@ -108,7 +109,19 @@ def launch(order: Order, address: str, interrupted: Callable[[], bool], *, debug
             yield from run(order, InProcessPool(order.job.workers.most), interrupted)
         return
     with connected(address, order.job.workers, debug=debug):
-        yield from follow(order, interrupted)
+        with _announcement_withdrawn(order):
+            yield from follow(order, interrupted)
+
+
+@contextmanager
+def _announcement_withdrawn(order: Order) -> Iterator[None]:
+    """Take back in the end what a coordinator that was killed could not take back itself."""
+    try:
+        yield
+    finally:
+        metrics = order.job.metrics
+        if metrics is not None and metrics.sd_dir is not None:
+            Announcement(metrics.sd_dir, order.directory).withdraw()
 
 
 @contextmanager

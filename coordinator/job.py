@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from coordinator.checkpoint import CheckpointSpec
-from coordinator.metrics import MetricsSpec
+from coordinator.export import MetricsSpec
 from coordinator.optimizers import OptimizerSpec
 from coordinator.pool import WorkersSpec
 from coordinator.stopping import StoppingSpec, TrainingSpec

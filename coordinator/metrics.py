@@ -1,138 +1,28 @@
-"""The `[metrics]` section, and the metrics of a run as Prometheus takes them."""
+"""The metrics of a run, made of its events, as Prometheus takes them."""
 
-import stat
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from http.client import HTTPException
-from ipaddress import ip_address
-from pathlib import Path
-from typing import ClassVar, Final
-from urllib.parse import urlsplit
+from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest, push_to_gateway
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
-from prometheus_client.registry import Collector
 
-from coordinator.records import Checkpointed, CrewStatus, EpochDone, EpochRecord, Errors, Event, Finished, Noticed, RoundDone, Started
-from worker.errors import JobError, require
+from coordinator.records import (
+    Checkpointed,
+    CrewStatus,
+    EpochDone,
+    EpochRecord,
+    Errors,
+    Event,
+    Finished,
+    Noticed,
+    RoundDone,
+    Started,
+)
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-PUSH_SECONDS: Final = 5.0
 STATUSES: Final = ("running", "completed", "diverged", "failed", "interrupted")
-BOUNDS: Final = tuple(base * 10.0**power for power in range(-4, 3) for base in (1.0, 2.5, 5.0))[:-1]
-"""Upper bounds of the buckets of durations, in seconds: 100 µs to 250 s."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricsSpec:
-    """Where the error is exported; without this section there is no endpoint.
-
-    Attributes:
-        address: to listen at. One that other machines reach needs a certificate, or `allow_insecure`.
-        port: 0 takes any free one.
-        certificate: file with the server's certificate chain in PEM; with it, the endpoint speaks TLS only.
-        key: file with the certificate's private key in PEM.
-        client_ca: file with certificates in PEM; only clients that present one signed by them are let in.
-        token_file: file with a secret; only clients that present it, as a bearer token or a password, are let in.
-        allow_insecure: let other machines reach the endpoint without TLS.
-        dashboard: serve the live page beside the metrics.
-        sd_dir: folder in which to announce the endpoint to Prometheus, as a file of file-based service discovery.
-        linger_seconds: how long the endpoint stays after the run, so that a last scrape finds the final values.
-        linger_scrapes: it goes earlier once it was scraped so often after the run; 0 stays the whole time.
-        pushgateway: URL of a Pushgateway that gets the final errors.
-    """
-
-    __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "forbid"}
-
-    address: str = "127.0.0.1"
-    port: int = 0
-    certificate: str | None = None
-    key: str | None = None
-    client_ca: str | None = None
-    token_file: str | None = None
-    allow_insecure: bool = False
-    dashboard: bool = False
-    sd_dir: str | None = None
-    linger_seconds: float = 0.0
-    linger_scrapes: int = 0
-    pushgateway: str | None = None
-
-    def __post_init__(self) -> None:
-        require(0 <= self.port <= 65535, "metrics.port", f"must be from 0 to 65535, got {self.port}")
-        require(
-            0 <= self.linger_seconds < float("inf"),
-            "metrics.linger_seconds",
-            f"must be 0 or more, got {self.linger_seconds}",
-        )
-        require(self.linger_scrapes >= 0, "metrics.linger_scrapes", f"must be 0 or more, got {self.linger_scrapes}")
-        require(
-            not self.linger_scrapes or self.linger_seconds > 0,
-            "metrics.linger_scrapes",
-            "is waited for no longer than metrics.linger_seconds, which must be more than 0",
-        )
-        require(_is_address(self.address), "metrics.address", f"'{self.address}' is no IP address, nor 'localhost'")
-        require((self.certificate is None) == (self.key is None), "metrics.certificate", "needs metrics.key, and the other way round")
-        require(self.client_ca is None or self.certificate is not None, "metrics.client_ca", "needs metrics.certificate and key")
-        require(
-            self.is_loopback or self.certificate is not None or self.allow_insecure,
-            "metrics.address",
-            f"{self.address} can be reached from other machines: give metrics.certificate and metrics.key, or set "
-            "metrics.allow_insecure = true",
-        )
-        if self.pushgateway is not None:
-            url = urlsplit(self.pushgateway)
-            require(
-                url.scheme in ("http", "https") and bool(url.hostname) and url.password is None,
-                "metrics.pushgateway",
-                f"must be a URL such as http://127.0.0.1:9091, without a password, got '{url.scheme}://{url.hostname or ''}'",
-            )
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine reaches the endpoint."""
-        return self.address == "localhost" or ip_address(self.address).is_loopback
-
-    def with_paths(self, resolve: Callable[[str], str]) -> "MetricsSpec":
-        """Return the section with `resolve` applied to the files and folders in it."""
-
-        def resolved(path: str | None) -> str | None:
-            return None if path is None else resolve(path)
-
-        return replace(
-            self,
-            certificate=resolved(self.certificate),
-            key=resolved(self.key),
-            client_ca=resolved(self.client_ca),
-            token_file=resolved(self.token_file),
-            sd_dir=resolved(self.sd_dir),
-        )
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return text == "localhost"
-    return True
-
-
-def read_secret(key: str, path: str) -> str:
-    """Return the secret in a file, without the white space around it.
-
-    Raises:
-        JobError: it can't be read, is empty or no ASCII text, or others may read it.
-    """
-    try:
-        if stat.S_IMODE(Path(path).stat().st_mode) & stat.S_IRWXO:
-            raise JobError(key, f"{path} is open to every user of this machine; chmod o-rwx it")
-        secret = Path(path).read_text(encoding="ascii").strip()
-    except OSError as error:
-        raise JobError(key, f"{path} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise JobError(key, f"{path} is no ASCII text") from error
-    require(bool(secret), key, f"{path} is empty")
-    return secret
+PHASES: Final = ("compute", "reduce", "update", "evaluate", "checkpoint")
+BOUNDS: Final = tuple(base * 10.0**power for power in range(-5, 3) for base in (1.0, 2.5, 5.0))[:-1]
+"""Upper bounds of the buckets of durations, in seconds: 10 µs to 250 s, for the phases of rounds of 100 µs to minutes."""
 
 
 class _Durations:
@@ -175,7 +65,7 @@ class Metrics:
         self._record: EpochRecord | None = None
         self._crew, self._crew_before = CrewStatus(), CrewStatus()
         self._checkpointed: float | None = None
-        self._durations = {phase: _Durations() for phase in ("compute", "reduce", "update", "evaluate", "checkpoint")}
+        self._durations = {phase: _Durations() for phase in PHASES}
         self._computed: dict[int, tuple[int, float]] = {}
 
     def observe(self, event: Event) -> None:
@@ -208,8 +98,9 @@ class Metrics:
         for worker, seconds in event.worker_seconds.items():
             count, total = self._computed.get(worker, (0, 0.0))
             self._computed[worker] = count + 1, total + seconds
-        if event.crew is not self._crew:
-            self._crew = event.crew
+        if event.crew.lost != self._crew.lost:
+            self._computed = {worker: past for worker, past in self._computed.items() if worker in event.crew.shares}
+        self._crew = event.crew
 
     @property
     def compute_means(self) -> dict[int, float]:
@@ -233,7 +124,9 @@ class Metrics:
         started = self._started
         if started is None:
             return
-        info = GaugeMetricFamily("isograd_run_info", "The run: 1, with its sizes as labels.", labels=("run", "shards", "parameters"))
+        info = GaugeMetricFamily(
+            "isograd_run_info", "The run: 1, with its sizes as labels.", labels=("run", "shards", "parameters")
+        )
         info.add_metric((self._run, str(started.shards), str(started.parameters)), 1.0)
         yield info
         yield self._gauge(
@@ -244,7 +137,9 @@ class Metrics:
         if started.most_rounds is not None:
             done = self._round.round if self._round else started.rounds_done
             yield self._gauge(
-                "progress_ratio", "Share of the run's rounds that are done, 0 to 1; absent without a limit.", done / started.most_rounds
+                "progress_ratio",
+                "Share of the run's rounds that are done, 0 to 1; absent without a limit.",
+                done / started.most_rounds,
             )
 
     @property
@@ -273,14 +168,18 @@ class Metrics:
         )
         if record.train.error_rate is not None:
             yield family(
-                "error_ratio", "Share of the last epoch's rows that were classified wrongly, 0 to 1.", lambda e: e.error_rate or 0.0
+                "error_ratio",
+                "Share of the last epoch's rows that were classified wrongly, 0 to 1.",
+                lambda e: e.error_rate or 0.0,
             )
 
     def _speed(self) -> Iterator[Metric]:
         last = self._round
         if last is not None:
             yield self._gauge("round_loss", "Mean loss over the rows of the last round.", last.loss)
-            yield self._gauge("gradient_norm", "Euclidean norm of the last round's gradient, before clipping.", last.gradient_norm)
+            yield self._gauge(
+                "gradient_norm", "Euclidean norm of the last round's gradient, before clipping.", last.gradient_norm
+            )
             yield self._gauge("learning_rate", "Learning rate of the last round.", last.learning_rate)
             yield self._gauge(
                 "last_round_timestamp_seconds",
@@ -293,7 +192,9 @@ class Metrics:
                 "When the last checkpoint was written, in seconds since the Unix epoch.",
                 self._checkpointed,
             )
-        rounds = HistogramMetricFamily("isograd_round_seconds", "Duration of a round's phases in seconds.", labels=("run", "phase"))
+        rounds = HistogramMetricFamily(
+            "isograd_round_seconds", "Duration of a round's phases in seconds.", labels=("run", "phase")
+        )
         for phase, durations in self._durations.items():
             rounds.add_metric((self._run, phase), durations.buckets, durations.sum)
         yield rounds
@@ -310,7 +211,9 @@ class Metrics:
         )
         yield self._counter("worker_failures", "Workers lost since the coordinator started.", crew.lost - before.lost)
         yield self._counter(
-            "shards_moved", "Shards that went from one worker to another since the coordinator started.", crew.moved - before.moved
+            "shards_moved",
+            "Shards that went from one worker to another since the coordinator started.",
+            crew.moved - before.moved,
         )
         yield self._counter(
             "slices_recomputed", "Slices that were under way on a worker when it was lost.", crew.recomputed - before.recomputed
@@ -320,7 +223,6 @@ class Metrics:
         computed = SummaryMetricFamily(
             "isograd_worker_compute_seconds", "Time that each worker computed in a round, in seconds.", labels=("run", "worker")
         )
-        self._computed = {worker: total for worker, total in self._computed.items() if worker in crew.shares}
         for worker, (count, seconds) in self._computed.items():
             computed.add_metric((self._run, str(worker)), count, seconds)
         yield computed
@@ -341,32 +243,3 @@ class Metrics:
         family = CounterMetricFamily(f"isograd_{name}", help_text, labels=("run",))
         family.add_metric((self._run,), value)
         return family
-
-
-class _Families(Collector):
-    def __init__(self, collect: Callable[[], Iterator[Metric]]) -> None:
-        self._collect = collect
-
-    def collect(self) -> Iterator[Metric]:
-        return self._collect()
-
-
-def _registry(collect: Callable[[], Iterator[Metric]]) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    registry.register(_Families(collect))
-    return registry
-
-
-def expose(metrics: Metrics) -> bytes:
-    """Return all metrics in the text format of Prometheus."""
-    return generate_latest(_registry(metrics.collect))
-
-
-def push(metrics: Metrics, gateway: str, run: str) -> str | None:
-    """Send the final values to a Pushgateway; return a sentence where that fails."""
-    try:
-        push_to_gateway(gateway, "isograd", _registry(metrics.final), {"run": run}, timeout=PUSH_SECONDS)
-    except (OSError, ValueError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        return f"the final errors could not be sent to the Pushgateway at {gateway}: {reason}"
-    return None

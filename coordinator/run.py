@@ -75,7 +75,7 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
     """
     check_directory(order)
     inspection = inspect(order.job)
-    with closing(Watch(order.job.metrics, order.directory.name)) as watch:
+    with closing(Watch(order.job.metrics, order.directory)) as watch:
         failure = yield from _train(order, prepare(order, inspection, pool), watch, interrupted)
         watch.linger(interrupted)
     if failure is not None:

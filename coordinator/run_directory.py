@@ -13,7 +13,6 @@ from coordinator.model_files import write_atomically
 from coordinator.records import EpochRecord, Summary
 from worker.errors import UserError
 
-
 _RECORD = TypeAdapter(EpochRecord)
 
 

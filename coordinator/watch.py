@@ -3,15 +3,17 @@
 import threading
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from coordinator.endpoint import METRICS, Content, Endpoint
-from coordinator.metrics import CONTENT_TYPE, Metrics, MetricsSpec, expose, push
+from coordinator.export import CONTENT_TYPE, MetricsSpec, expose, push, registry
+from coordinator.metrics import Metrics
 from coordinator.records import Event, Noticed
 from coordinator.report import POLICY, Board
 
-MOST_WAITING: Final = 1024
-"""Events that wait until somebody looks, so that a round is spared the work that nobody sees."""
+MOST_WAITING: Final = 64
+"""Events that wait until somebody looks. Taken in together they cost less than one by one, and no round much."""
 
 PAGE: Final = "/"
 STATE: Final = "/state.json"
@@ -20,13 +22,13 @@ STATE: Final = "/state.json"
 class Watch:
     """Takes note of a run's events and shows them: at an endpoint if the job asks for one, and in the report."""
 
-    def __init__(self, spec: MetricsSpec | None, run: str) -> None:
-        """Start the endpoint. Raises JobError as `Endpoint` does."""
-        self._spec, self._run = spec, run
-        self._metrics, self._board = Metrics(run), Board()
+    def __init__(self, spec: MetricsSpec | None, directory: Path) -> None:
+        """Start the endpoint of the run in `directory`. Raises JobError as `Endpoint` does."""
+        self._spec, self._run = spec, directory.name
+        self._metrics, self._board = Metrics(directory.name), Board()
         self._waiting: deque[Event] = deque()
         self._lock = threading.Lock()
-        self._endpoint = Endpoint(spec, run, self._contents(spec)) if spec is not None else None
+        self._endpoint = Endpoint(spec, directory, self._contents(spec)) if spec is not None else None
 
     @property
     def metrics_url(self) -> str | None:
@@ -41,9 +43,12 @@ class Watch:
     def report(self, event: Event) -> Event:
         """Take note of an event, and return it."""
         self._waiting.append(event)
-        if len(self._waiting) >= MOST_WAITING:
-            with self._lock:
+        # Where the lock is taken, somebody is looking, and takes in what waits sooner or later.
+        if len(self._waiting) >= MOST_WAITING and self._lock.acquire(blocking=False):
+            try:
                 self._take_in()
+            finally:
+                self._lock.release()
         return event
 
     def push(self) -> list[Noticed]:
@@ -52,7 +57,8 @@ class Watch:
             return []
         with self._lock:
             self._take_in()
-            problem = push(self._metrics, self._spec.pushgateway, self._run)
+            families = registry(self._metrics.final())
+        problem = push(families, self._spec.pushgateway, self._run)
         return [Noticed(message=problem)] if problem is not None else []
 
     def page(self) -> bytes:
@@ -70,17 +76,18 @@ class Watch:
             self._endpoint.stop()
 
     def _contents(self, spec: MetricsSpec) -> dict[str, Content]:
-        contents = {METRICS: Content(CONTENT_TYPE, self._expose, {})}
+        contents = {METRICS: Content(CONTENT_TYPE, self._expose)}
         if spec.dashboard:
-            headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
+            headers = (("Content-Security-Policy", POLICY), ("Referrer-Policy", "no-referrer"))
             contents[PAGE] = Content("text/html; charset=utf-8", lambda: self._page(live=True), headers)
-            contents[STATE] = Content("application/json", self._state, {})
+            contents[STATE] = Content("application/json", self._state)
         return contents
 
     def _expose(self) -> bytes:
         with self._lock:
             self._take_in()
-            return expose(self._metrics)
+            families = tuple(self._metrics.collect())
+        return expose(iter(families))
 
     def _page(self, *, live: bool) -> bytes:
         with self._lock:

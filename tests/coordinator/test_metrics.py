@@ -59,7 +59,10 @@ def is_served(url: str) -> bool:
     return True
 
 
-def test_every_scrape_of_a_run_in_progress_has_the_values_of_its_records(begin_job: Begin, blobs_job: Document) -> None:
+def test_every_scrape_of_a_run_in_progress_has_the_values_of_its_records(
+    begin_job: Begin, blobs_job: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.endpoint.SAME_FOR_SECONDS", 0.0)
     events = begin_job(blobs_job, {"metrics.port": 0, "data.validation": 0.2})
     url = start(events)
     rows, done = 0, []
@@ -163,9 +166,9 @@ def test_the_endpoint_is_announced_to_prometheus_while_it_stands(begin_job: Begi
     url = start(events)
 
     (announcement,) = (tmp_path / "sd").iterdir()
-    assert announcement.suffix == ".json"
+    assert announcement.match("isograd-run-1-*.json")
     groups = json.loads(announcement.read_text())
-    assert groups == [{"targets": [f"127.0.0.1:{port_of(url)}"], "labels": {"run": RUN}}]
+    assert groups == [{"targets": [f"127.0.0.1:{port_of(url)}"], "labels": {"__scheme__": "http"}}]
 
     assert isinstance(list(events)[-1], Finished)
     assert list((tmp_path / "sd").iterdir()) == []

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from coordinator.job import dump_job, load_job
 from coordinator.model_files import load_model
-from coordinator.records import EpochDone, Event, Finished, RoundDone, Started, Summary
+from coordinator.records import Checkpointed, EpochDone, Event, Finished, RoundDone, Started, Summary
 from coordinator.run_directory import RunDirectoryError
 from worker.errors import DataError, JobError, UserError
 
@@ -30,14 +30,17 @@ def test_events_come_in_order_and_the_directory_says_the_same(run_job: Run, blob
     events, summary = run_job(blobs_job, {"data.validation": 0.2, "workers.count": 3})
 
     kinds = [RoundDone] * 4 + [EpochDone]
-    assert [type(event) for event in events] == [Started, *kinds * 3, Finished]
+    # Checkpoints are written beside training, and told when they are there.
+    told = [type(event) for event in events if not isinstance(event, Checkpointed)]
+    assert told == [Started, *kinds * 3, Finished]
+    assert [event.round for event in events if isinstance(event, Checkpointed)][-1] == 12
     assert [event.round for event in events if isinstance(event, RoundDone)] == list(range(1, 13))
     records = [event.record for event in events if isinstance(event, EpochDone)]
     assert [(record.epoch, record.round) for record in records] == [(1, 4), (2, 8), (3, 12)]
 
     folder = tmp_path / "run-1"
     files = {name for name in files_of(folder) if not name.startswith("checkpoints/")}
-    assert files == {"job.toml", "history.jsonl", "summary.json", "model/model.json", "model/model.safetensors"}
+    assert files == {"job.toml", "history.jsonl", "summary.json", "report.html", "model/model.json", "model/model.safetensors"}
     lines = (folder / "history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [asdict(record) for record in records]
     assert json.loads((folder / "summary.json").read_text()) == asdict(summary)
@@ -48,7 +51,7 @@ def test_the_start_tells_the_plan(begin_job: Begin, blobs_job: Document, tmp_pat
 
     assert isinstance(started, Started)
     assert (started.run, started.directory) == ("run-1", str(tmp_path / "run-1"))
-    assert (started.rows, started.validation_rows, started.shards, started.workers) == (49, 12, 5, 3)
+    assert (started.rows, started.validation_rows, started.shards, started.crew.workers) == (49, 12, 5, 3)
     assert (started.inputs, started.outputs, started.parameters) == (4, 3, 4 * 6 + 6 + 6 * 3 + 3)
     assert (started.rounds_per_epoch, started.rounds_done, started.most_rounds) == (4, 0, 12)
     assert started.metrics_url is None
