@@ -108,9 +108,8 @@ def launch(order: Order, address: str, interrupted: Callable[[], bool], *, debug
         with one_thread():
             yield from run(order, InProcessPool(order.job.workers.most), interrupted)
         return
-    with connected(address, order.job.workers, debug=debug):
-        with _announcement_withdrawn(order):
-            yield from follow(order, interrupted)
+    with connected(address, order.job.workers, debug=debug), _announcement_withdrawn(order):
+        yield from follow(order, interrupted)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hmac import compare_digest
 from http import HTTPStatus
 from ipaddress import ip_address
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -24,6 +25,9 @@ from worker.errors import JobError, require
 
 SAME_FOR_SECONDS: Final = 0.1
 """How long an answer is given again, so that a client in a hurry does not slow training."""
+
+ASK_SECONDS: Final = 0.1
+"""How often is asked, after the run, whether somebody wants it to end."""
 
 BACKLOG: Final = 64
 METRICS: Final = "/metrics"
@@ -75,8 +79,7 @@ class Endpoint:
         tls, listener = _tls(spec), _listener(spec)
         self._access = _Access(_token(spec), spec.is_loopback)
         self._recent = {path: _Recent(content) for path, content in contents.items()}
-        self._scraped = threading.Condition()
-        self._final_scrapes: int | None = None
+        self._final, self._final_scrapes = False, threading.Semaphore(0)
         scheme, target = "https" if tls else "http", f"{_reachable(spec.address)}:{listener.getsockname()[1]}"
         self.url = f"{scheme}://{target}"
         self._server = Server(listener, tls, self._answer)
@@ -93,15 +96,12 @@ class Endpoint:
 
         Where `scrapes` is 0, any number of them is served for the whole time.
         """
+        self._final = True
         for recent in self._recent.values():
             recent.forget()
-        until = monotonic() + seconds
-        with self._scraped:
-            self._final_scrapes = 0
-            while (left := until - monotonic()) > 0 and not interrupted():
-                if scrapes and self._final_scrapes >= scrapes:
-                    return
-                self._scraped.wait(min(left, 0.1))
+        until, wanted = monotonic() + seconds, scrapes or inf
+        while wanted > 0 and (left := until - monotonic()) > 0 and not interrupted():
+            wanted -= self._final_scrapes.acquire(timeout=min(left, ASK_SECONDS))
 
     def stop(self) -> None:
         """Take the announcement back and stop serving."""
@@ -118,15 +118,9 @@ class Endpoint:
             return Response.plain(HTTPStatus.NOT_FOUND, f"Nothing is here; served are {', '.join(self._recent)}")
         if request.method not in ("GET", "HEAD"):
             return Response.plain(HTTPStatus.METHOD_NOT_ALLOWED, headers=(("Allow", "GET, HEAD"),))
-        final = self._final_scrapes is not None and (request.method, request.path) == ("GET", METRICS)
-        content = recent.content
-        return Response(HTTPStatus.OK, content.kind, recent.body(), content.headers, self._count if final else ignore)
-
-    def _count(self) -> None:
-        with self._scraped:
-            assert self._final_scrapes is not None, "counted are scrapes of final values alone"
-            self._final_scrapes += 1
-            self._scraped.notify_all()
+        counts = self._final and (request.method, request.path) == ("GET", METRICS)
+        content, sent = recent.content, self._final_scrapes.release if counts else ignore
+        return Response(HTTPStatus.OK, content.kind, recent.body(), content.headers, sent)
 
 
 def check(spec: MetricsSpec) -> None:
