@@ -23,7 +23,7 @@ from coordinator.export import Announcement, MetricsSpec
 from coordinator.server import Request, Response, Server, ignore
 from worker.errors import JobError, require
 
-SAME_FOR_SECONDS: Final = 0.1
+SAME_FOR_SECONDS: Final = 0.5
 """How long an answer is given again, so that a client in a hurry does not slow training."""
 
 ASK_SECONDS: Final = 0.1
@@ -96,9 +96,9 @@ class Endpoint:
 
         Where `scrapes` is 0, any number of them is served for the whole time.
         """
-        self._final = True
         for recent in self._recent.values():
             recent.forget()
+        self._final = True
         until, wanted = monotonic() + seconds, scrapes or inf
         while wanted > 0 and (left := until - monotonic()) > 0 and not interrupted():
             wanted -= self._final_scrapes.acquire(timeout=min(left, ASK_SECONDS))
