@@ -151,6 +151,19 @@ RANGES = [
     ("metrics.port", "from 0 to 65535, got -1", document(metrics={"port": -1})),
     ("metrics.linger_seconds", "0 or more", document(metrics={"linger_seconds": -1})),
     ("metrics.linger_seconds", "0 or more", document(metrics={"linger_seconds": float("inf")})),
+    ("metrics.linger_scrapes", "0 or more, got -1", document(metrics={"linger_scrapes": -1, "linger_seconds": 1})),
+    ("metrics.linger_scrapes", "metrics.linger_seconds, which must be more", document(metrics={"linger_scrapes": 1})),
+    ("metrics.address", "'example.com' is no IP address", document(metrics={"address": "example.com"})),
+    ("metrics.address", "allow_insecure = true", document(metrics={"address": "0.0.0.0"})),
+    ("metrics.address", "metrics.certificate and metrics.key", document(metrics={"address": "::"})),
+    ("metrics.address", "allow_insecure = true", document(metrics={"address": "10.1.2.3", "token_file": "t"})),
+    ("metrics.certificate", "needs metrics.key", document(metrics={"certificate": "c.pem"})),
+    ("metrics.certificate", "needs metrics.key", document(metrics={"key": "k.pem"})),
+    ("metrics.client_ca", "needs metrics.certificate", document(metrics={"client_ca": "ca.pem"})),
+    ("metrics.pushgateway", "must be a URL such as", document(metrics={"pushgateway": "127.0.0.1:9091"})),
+    ("metrics.pushgateway", "must be a URL such as", document(metrics={"pushgateway": "http://"})),
+    ("metrics.pushgateway", "must be a URL such as", document(metrics={"pushgateway": "http://host:x"})),
+    ("metrics.pushgateway", "without user name and password", document(metrics={"pushgateway": "http://me:secret@host"})),
     ("workers.count", "at least 1, got 0", document(workers={"count": 0})),
     ("workers.min", "at least 1, got 0", document(workers={"min": 0})),
     ("workers.max", "at least 1, got -1", document(workers={"max": -1})),
@@ -324,7 +337,7 @@ def test_paths_are_relative_to_the_job_file(tmp_path: Path, monkeypatch: pytest.
     content = document(
         data={"train": "rows/*.parquet", "validation": "../held.csv"},
         model={"initial_weights": "w.safetensors"},
-        metrics={"sd_dir": "sd"},
+        metrics={"sd_dir": "sd", "certificate": "c.pem", "key": "k.pem", "client_ca": "ca.pem", "token_file": "t"},
     )
     path.write_text(tomli_w.dumps(content))
     monkeypatch.chdir(tmp_path)
@@ -335,7 +348,8 @@ def test_paths_are_relative_to_the_job_file(tmp_path: Path, monkeypatch: pytest.
     assert Path(str(job.data.validation)).resolve() == tmp_path / "held.csv"
     assert Path(job.model.initial_weights or "") == tmp_path / "jobs" / "w.safetensors"
     assert job.metrics is not None
-    assert Path(job.metrics.sd_dir or "") == tmp_path / "jobs" / "sd"
+    found = [job.metrics.sd_dir, job.metrics.certificate, job.metrics.key, job.metrics.client_ca, job.metrics.token_file]
+    assert found == [str(tmp_path / "jobs" / name) for name in ("sd", "c.pem", "k.pem", "ca.pem", "t")]
 
 
 @pytest.mark.parametrize("kept", ["/elsewhere/rows.parquet", "s3://bucket/rows.parquet"])

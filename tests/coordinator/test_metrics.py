@@ -1,226 +1,259 @@
-import json
+"""What a run tells, as those who watch it see it: counters, histograms, workers, a Pushgateway that fails."""
+
 import socket
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coordinator.records import EpochDone, Errors, Event, Finished, RoundDone, Started, Summary
-from worker.errors import JobError, UserError
+from coordinator.export import MetricsSpec, expose
+from coordinator.metrics import BOUNDS, ROUNDS_TOGETHER, STATUSES, Metrics
+from coordinator.records import (
+    Checkpointed,
+    CrewStatus,
+    EpochDone,
+    EpochRecord,
+    Errors,
+    Event,
+    Finished,
+    Percentiles,
+    RoundDone,
+    Seconds,
+    Started,
+    Status,
+    Summary,
+)
+from coordinator.watch import MOST_WAITING, Watch
 
-Document = dict[str, dict[str, Any]]
-Begin = Callable[..., Iterator[Event]]
-Samples = dict[tuple[str, str | None], float]
-RUN = "run-1"
-
-
-def scrape_text(url: str) -> str:
-    with build_opener(ProxyHandler({})).open(url, timeout=10) as answer:
-        return answer.read().decode()
-
-
-def scrape(url: str) -> Samples:
-    """The values of a run's metrics by name and split (None where there is none)."""
-    families = text_string_to_metric_families(scrape_text(url))
-    samples = [sample for family in families for sample in family.samples]
-    assert {sample.labels["run"] for sample in samples} == {RUN}
-    return {(sample.name.removeprefix("isograd_"), sample.labels.get("split")): sample.value for sample in samples}
-
-
-def errors_in(samples: Samples, split: str) -> Errors:
-    return Errors(
-        loss=samples["loss", split],
-        mean_absolute_error=samples["mean_absolute_error", split],
-        mean_squared_error=samples["mean_squared_error", split],
-        error_rate=samples.get(("error_ratio", split)),
-    )
+Samples = dict[tuple[str, ...], float]
+ERRORS = Errors(loss=0.1 + 0.2, mean_absolute_error=1 / 3, mean_squared_error=1e-9, error_rate=0.25)
+CREW = CrewStatus(workers=2, shares={0: 2, 1: 2})
 
 
-def start(events: Iterator[Event]) -> str:
-    first = next(events)
-    assert isinstance(first, Started)
-    assert first.metrics_url is not None
-    return first.metrics_url
+def started(crew: CrewStatus = CREW, **changed: object) -> Started:
+    known = {
+        "run": "run-1", "directory": "/run-1", "job": "", "timestamp": 1e9, "rows": 640, "validation_rows": 0, "inputs": 4,
+        "outputs": 3, "parameters": 51, "shards": 4, "most_workers": 3, "rounds_per_epoch": 10, "rounds_done": 0,
+        "most_rounds": 100, "history": (), "metrics_url": None, "dashboard_url": None,
+    }  # fmt: skip
+    return Started(crew=crew, **(known | changed))  # type: ignore[arg-type]
 
 
-def port_of(url: str) -> int:
-    return int(url.split(":")[2].split("/")[0])
+def round_done(number: int, crew: CrewStatus = CREW, compute: float = 2e-4, **seconds: float) -> RoundDone:
+    workers = {int(worker.removeprefix("w")): spent for worker, spent in seconds.items()}
+    phases = {"compute": compute, "reduce": 4e-5, "update": 0.5}
+    return RoundDone(
+        round=number, timestamp=1e9 + number, rows=64, loss=0.5 / number, gradient_norm=1.5, learning_rate=0.1,
+        seconds=0.7, phases=phases, worker_seconds=workers, crew=crew,
+    )  # type: ignore[arg-type]  # fmt: skip
 
 
-def is_served(url: str) -> bool:
-    try:
-        scrape_text(url)
-    except URLError:
-        return False
-    return True
+def epoch_done(epoch: int = 1, validation: Errors | None = None) -> EpochDone:
+    record = EpochRecord(
+        epoch=epoch, round=10 * epoch, rows=640, rows_expected=640, train=ERRORS, validation=validation, learning_rate=0.1,
+        gradient_norm=1.5, seconds=1.0, rows_per_second=640.0,
+    )  # fmt: skip
+    return EpochDone(record=record, evaluate_seconds=0.02)
 
 
-def test_every_scrape_of_a_run_in_progress_has_the_values_of_its_records(
-    begin_job: Begin, blobs_job: Document, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("coordinator.endpoint.SAME_FOR_SECONDS", 0.0)
-    events = begin_job(blobs_job, {"metrics.port": 0, "data.validation": 0.2})
-    url = start(events)
-    rows, done = 0, []
+def finished(status: Status) -> Finished:
+    summary = Summary(
+        run="run-1", status=status, stop_reason="epochs", epochs=1, rounds=10, rows_trained=640, rows_expected=640, parameters=51,
+        workers=2, worker_failures=0, slices_recomputed=0, kept_epoch=1, weights_digest="0" * 64,
+        seconds=Seconds(startup=1.0, training=1.0, total=2.0), rows_per_second=640.0,
+        round_seconds=Percentiles(p50=0.1, p99=0.2), train=ERRORS, validation=None, fingerprint={},
+    )  # fmt: skip
+    return Finished(summary=summary)
 
+
+def samples_of(text: str) -> Samples:
+    """The values by name and the values of the labels but the run's."""
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    assert {sample.labels.pop("run") for sample in samples} == {"run-1"}
+    return {(sample.name.removeprefix("isograd_"), *sample.labels.values()): sample.value for sample in samples}
+
+
+def after(*events: Event) -> Samples:
+    metrics = Metrics("run-1")
     for event in events:
-        samples = scrape(url)
-        match event:
-            case RoundDone():
-                rows += event.rows
-                assert samples["rows_total", None] == rows
-                assert samples["rounds_total", None] == event.round
-                assert samples["gradient_norm", None] == event.gradient_norm > 0
-                assert samples["learning_rate", None] == event.learning_rate == 0.1
-                assert samples["progress_ratio", None] == event.round / 12
-            case EpochDone():
-                done.append(event.record)
-            case Finished():
-                assert samples["progress_ratio", None] == 1.0
-        assert samples["epoch", None] == len(done)
-        if done:
-            assert errors_in(samples, "train") == done[-1].train
-            assert errors_in(samples, "validation") == done[-1].validation
-
-    assert len(done) == 3
+        metrics.observe(event)
+    return samples_of(expose(metrics.collect()).decode())
 
 
-def test_the_run_and_its_workers_are_told_before_the_first_round(begin_job: Begin, blobs_job: Document) -> None:
-    events = begin_job(blobs_job, {"metrics.port": 0, "workers.count": 3})
+def test_the_loss_is_there_after_the_first_round() -> None:
+    samples = after(started(), round_done(1))
 
-    text = scrape_text(start(events))
-    events.close()
-
-    assert f'isograd_workers{{run="{RUN}",state="ready"}} 3.0' in text
-    info = next(line for line in text.splitlines() if line.startswith("isograd_run_info{"))
-    assert 'shards="5"' in info
-    assert 'parameters="51"' in info
+    assert samples["round_loss",] == 0.5
+    assert samples["last_round_timestamp_seconds",] == 1e9 + 1
+    assert samples["run_start_timestamp_seconds",] == 1e9
+    assert ("loss", "train") not in samples
+    assert ("checkpoint_last_success_timestamp_seconds",) not in samples
 
 
-def test_only_isograds_own_metrics_are_exported_each_with_help_and_none_with_its_creation_time(
-    begin_job: Begin, blobs_job: Document
-) -> None:
-    events = begin_job(blobs_job, {"metrics.port": 0})
-    url = start(events)
-    while not isinstance(next(events), EpochDone):
-        pass
+def test_errors_are_exported_to_the_last_digit() -> None:
+    validation = Errors(loss=1e-300, mean_absolute_error=0.1, mean_squared_error=2 / 3, error_rate=0.0)
 
-    families = list(text_string_to_metric_families(scrape_text(url)))
-    events.close()
+    samples = after(started(), round_done(1), epoch_done(validation=validation))
 
-    assert all(family.name.startswith("isograd_") and family.documentation for family in families)
-    assert [sample.name for family in families for sample in family.samples if sample.name.endswith("_created")] == []
+    for split, errors in (("train", ERRORS), ("validation", validation)):
+        assert samples["loss", split] == errors.loss
+        assert samples["mean_absolute_error", split] == errors.mean_absolute_error
+        assert samples["mean_squared_error", split] == errors.mean_squared_error
+        assert samples["error_ratio", split] == errors.error_rate
 
 
-def test_what_a_run_does_not_have_is_left_out(begin_job: Begin, waves_job: Document) -> None:
-    del waves_job["training"]["epochs"]
-    events = begin_job(waves_job, {"metrics.port": 0, "stopping.target_loss": 0.0})
-    url = start(events)
-    while not isinstance(next(events), EpochDone):
-        pass
+@pytest.mark.parametrize("count", [1, ROUNDS_TOGETHER - 1, ROUNDS_TOGETHER, 2 * ROUNDS_TOGETHER + 3])
+def test_totals_count_every_round_once(count: int) -> None:
+    samples = after(started(), *(round_done(number, w0=0.25, w1=0.5) for number in range(1, count + 1)))
 
-    samples = scrape(url)
-    events.close()
-
-    assert {split for _, split in samples} == {None, "train"}
-    assert "error_ratio" not in {name for name, _ in samples}  # a regression classifies nothing
-    assert "progress_ratio" not in {name for name, _ in samples}  # nothing limits the rounds
+    assert (samples["rounds_total",], samples["rows_total",]) == (count, 64 * count)
+    assert samples["progress_ratio",] == count / 100
+    for phase in ("compute", "reduce", "update"):
+        assert samples["round_seconds_count", phase] == count
+    assert samples["round_seconds_sum", "update"] == 0.5 * count
+    assert samples["worker_compute_seconds_count", "0"] == count
+    assert samples["worker_compute_seconds_sum", "1"] == 0.5 * count
 
 
-def test_a_job_without_the_section_has_no_endpoint(begin_job: Begin, blobs_job: Document) -> None:
-    first = next(begin_job(blobs_job))
+@pytest.mark.parametrize(
+    ("seconds", "bound"),
+    [(0.0, "1e-05"), (1e-4, "0.0001"), (1.01e-4, "0.00025"), (0.3, "0.5"), (60.0, "100"), (249.0, "250"), (1e4, "+Inf")],
+)
+def test_a_duration_counts_in_the_buckets_of_its_bound_and_above(seconds: float, bound: str) -> None:
+    samples = after(started(), round_done(1, compute=seconds))
 
-    assert isinstance(first, Started)
-    assert first.metrics_url is None
-
-
-def test_the_endpoint_is_for_this_machine_alone(begin_job: Begin, blobs_job: Document) -> None:
-    events = begin_job(blobs_job, {"metrics.port": 0})
-    url = start(events)
-
-    assert url.startswith("http://127.0.0.1:")
-    # All of 127.0.0.0/8 leads to this machine: whoever listened at every address would answer here too.
-    with pytest.raises(OSError, match=r"refused|assign"):
-        socket.create_connection(("127.0.0.2", port_of(url)), timeout=10)
-    events.close()
+    buckets = {key[1]: value for key, value in samples.items() if key[0] == "round_seconds_bucket" and key[2] == "compute"}
+    assert len(buckets) == len(BOUNDS) + 1
+    assert {name for name, count in buckets.items() if count == 1} == {name for name in buckets if float(name) >= float(bound)}
 
 
-def test_a_port_in_use_is_refused_before_anything_is_made(begin_job: Begin, blobs_job: Document, tmp_path: Path) -> None:
+def test_evaluation_and_checkpoints_are_timed_where_there_are_any() -> None:
+    without = after(started(), round_done(1), epoch_done())
+    assert (without["round_seconds_count", "evaluate"], without["round_seconds_count", "checkpoint"]) == (0, 0)
+
+    written = Checkpointed(round=1, seconds=0.03, timestamp=2e9)
+    samples = after(started(), round_done(1), epoch_done(validation=ERRORS), written)
+    assert samples["round_seconds_sum", "evaluate"] == 0.02
+    assert samples["round_seconds_sum", "checkpoint"] == 0.03
+    assert samples["checkpoint_last_success_timestamp_seconds",] == 2e9
+
+
+def test_a_worker_that_is_lost_takes_its_series_along_and_is_counted() -> None:
+    fewer = CrewStatus(workers=1, lost=1, recomputed=2, moved=2, shares={1: 4})
+    more = CrewStatus(workers=2, loading=1, lost=1, recomputed=2, moved=2, shares={1: 4, 2: 0})
+
+    samples = after(started(), round_done(1, w0=0.1, w1=0.2), round_done(2, fewer, w0=0.1, w1=0.4), round_done(3, more, w1=0.4))
+
+    assert {key[1] for key in samples if key[0] == "worker_compute_seconds_count"} == {"1"}
+    assert samples["worker_compute_seconds_sum", "1"] == pytest.approx(1.0)
+    assert {key[1]: value for key, value in samples.items() if key[0] == "worker_shards"} == {"1": 4, "2": 0}
+    states = {state: samples["workers", state] for state in ("ready", "loading", "missing")}
+    assert states == {"ready": 1, "loading": 1, "missing": 1}
+    assert samples["worker_failures_total",] == 1
+    assert samples["shards_moved_total",] == 2
+    assert samples["slices_recomputed_total",] == 2
+
+
+def test_counters_of_a_run_that_is_taken_up_count_from_there() -> None:
+    before = CrewStatus(workers=2, lost=5, recomputed=3, moved=8, shares={0: 2, 1: 2})
+    now = CrewStatus(workers=1, lost=6, recomputed=4, moved=10, shares={1: 4})
+    history = (epoch_done(1).record, epoch_done(2).record)
+
+    resumed = started(before, rounds_done=20, history=history)
+    assert after(resumed)["progress_ratio",] == 0.2
+    samples = after(resumed, round_done(21, now))
+
+    assert samples["rounds_total",] == 1
+    assert samples["worker_failures_total",] == 1
+    assert samples["shards_moved_total",] == 2
+    assert samples["slices_recomputed_total",] == 1
+    assert samples["epoch",] == 2
+    assert samples["loss", "train"] == ERRORS.loss
+    assert samples["progress_ratio",] == 0.21
+
+
+@pytest.mark.parametrize("status", STATUSES[1:])
+def test_how_the_run_ended_is_told(status: Status) -> None:
+    running = after(started())
+    assert {name: running["run_status", name] for name in STATUSES} == {name: float(name == "running") for name in STATUSES}
+
+    samples = after(started(), finished(status))
+    assert {name: samples["run_status", name] for name in STATUSES} == {name: float(name == status) for name in STATUSES}
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> Iterator[Watch]:
+    """The watch of a run with an endpoint and a page."""
+    watch = Watch(MetricsSpec(dashboard=True), tmp_path / "run-1")
+    yield watch
+    watch.close()
+
+
+def get(url: str | None) -> str:
+    assert url is not None
+    place, _, path = url.removeprefix("http://").partition("/")
+    connection = HTTPConnection(place, timeout=30)
+    try:
+        connection.request("GET", f"/{path}")
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()
+
+
+def test_whoever_looks_sees_all_that_was_reported(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.endpoint.SAME_FOR_SECONDS", 0.0)
+    watch.report(started())
+    for number in range(1, 3 * MOST_WAITING):
+        watch.report(round_done(number))
+        if number in (1, MOST_WAITING, 2 * MOST_WAITING + 7):
+            assert samples_of(get(watch.metrics_url))["rounds_total",] == number
+
+
+def test_reporting_waits_for_nobody_who_looks(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, leave = threading.Event(), threading.Event()
+    collect = Metrics.collect
+
+    def slow(metrics: Metrics) -> object:
+        entered.set()
+        assert leave.wait(30)
+        return collect(metrics)
+
+    monkeypatch.setattr(Metrics, "collect", slow)
+    watch.report(started())
+    found: list[str] = []
+    looking = threading.Thread(target=lambda: found.append(get(watch.metrics_url)))
+    looking.start()
+    assert entered.wait(30)
+
+    for number in range(1, 3 * MOST_WAITING):
+        watch.report(round_done(number))  # would wait for ever
+
+    leave.set()
+    looking.join(30)
+    assert samples_of(found[0])["epoch",] == 0
+
+
+def test_without_the_section_there_is_a_report_and_no_endpoint(tmp_path: Path) -> None:
+    watch = Watch(None, tmp_path / "run-1")
+    watch.report(started())
+
+    assert (watch.metrics_url, watch.dashboard_url) == (None, None)
+    assert b"run-1" in watch.page()
+    watch.linger(lambda: False)
+    watch.close()
+
+
+def test_a_gateway_that_can_not_be_reached_is_a_notice(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(JobError) as refused:
-            next(begin_job(blobs_job, {"metrics.port": port, "metrics.sd_dir": "."}))
+        gateway = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    watch = Watch(MetricsSpec(pushgateway=gateway), tmp_path / "run-1")
+    watch.report(started())
 
-    assert refused.value.key == "metrics.port"
-    assert str(refused.value).startswith(f"metrics.port: {port} can't be served on 127.0.0.1: Address already in use; use")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["blobs.parquet", "job.toml"]
+    (notice,) = watch.push()
 
-
-def test_the_endpoint_is_announced_to_prometheus_while_it_stands(begin_job: Begin, blobs_job: Document, tmp_path: Path) -> None:
-    (tmp_path / "sd").mkdir()
-    events = begin_job(blobs_job, {"metrics.port": 0, "metrics.sd_dir": "sd"})
-    url = start(events)
-
-    (announcement,) = (tmp_path / "sd").iterdir()
-    assert announcement.match("isograd-run-1-*.json")
-    groups = json.loads(announcement.read_text())
-    assert groups == [{"targets": [f"127.0.0.1:{port_of(url)}"], "labels": {"__scheme__": "http"}}]
-
-    assert isinstance(list(events)[-1], Finished)
-    assert list((tmp_path / "sd").iterdir()) == []
-    assert not is_served(url)
-
-
-@pytest.mark.parametrize("sd_dir", ["missing", "blobs.parquet"])
-def test_a_folder_that_takes_no_announcement_is_refused_and_the_port_let_go(
-    begin_job: Begin, blobs_job: Document, sd_dir: str
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-
-    with pytest.raises(JobError) as refused:
-        next(begin_job(blobs_job, {"metrics.port": port, "metrics.sd_dir": sd_dir}))
-
-    assert refused.value.key == "metrics.sd_dir"
-    assert len(str(refused.value).splitlines()) == 1
-    assert not is_served(f"http://127.0.0.1:{port}/metrics")
-
-
-@pytest.mark.parametrize("ending", ["abandoned", "refused"])
-def test_a_run_that_does_not_finish_takes_endpoint_and_announcement_back(
-    begin_job: Begin, blobs_job: Document, tmp_path: Path, ending: str
-) -> None:
-    (tmp_path / "sd").mkdir()
-    overrides = {"metrics.port": 0, "metrics.sd_dir": "sd"}
-    if ending == "abandoned":
-        events = begin_job(blobs_job, overrides)
-        url = start(events)
-        events.close()
-        assert not is_served(url)
-    else:
-        with pytest.raises(UserError, match=r"data\.shards"):
-            next(begin_job(blobs_job, overrides | {"data.shards": 99}))
-
-    assert list((tmp_path / "sd").iterdir()) == []
-
-
-def test_the_final_values_linger_until_the_run_is_interrupted(begin_job: Begin, blobs_job: Document) -> None:
-    summaries: list[Summary] = []
-    lingered: list[Samples] = []
-
-    def interrupted() -> bool:
-        if summaries:
-            lingered.append(scrape(url))
-        return bool(summaries)
-
-    events = begin_job(blobs_job, {"metrics.port": 0, "metrics.linger_seconds": 3600}, interrupted=interrupted)
-    url = start(events)
-    summaries.extend(event.summary for event in events if isinstance(event, Finished))
-
-    assert len(lingered) == 1
-    assert errors_in(lingered[0], "train") == summaries[0].train
-    assert not is_served(url)
+    assert notice.message.startswith(f"the final errors could not be sent to the Pushgateway at {gateway}: ")
+    assert "refused" in notice.message
+    watch.close()
