@@ -108,19 +108,8 @@ def launch(order: Order, address: str, interrupted: Callable[[], bool], *, debug
         with one_thread():
             yield from run(order, InProcessPool(order.job.workers.most), interrupted)
         return
-    with connected(address, order.job.workers, debug=debug), _announcement_withdrawn(order):
+    with connected(address, order.job.workers, debug=debug):
         yield from follow(order, interrupted)
-
-
-@contextmanager
-def _announcement_withdrawn(order: Order) -> Iterator[None]:
-    """Take back in the end what a coordinator that was killed could not take back itself."""
-    try:
-        yield
-    finally:
-        metrics = order.job.metrics
-        if metrics is not None and metrics.sd_dir is not None:
-            Announcement(metrics.sd_dir, order.directory).withdraw()
 
 
 @contextmanager
@@ -176,11 +165,9 @@ def follow(order: Order, interrupted: Callable[[], bool], kill_in_round: int | N
 
     Where `kill_in_round` is given, a worker is killed while it computes that round.
     """
-    options = {"num_cpus": 0, "max_concurrency": 4, "max_restarts": MOST_RESTARTS, "max_task_retries": 0}
-    actor: Any = ray.remote(CoordinatorActor).options(**options).remote()
-    ending = actor.run.options(max_task_retries=MOST_RESTARTS).remote(order, kill_in_round)
     life, seen, ended, finished = 0, 0, False, False
-    try:
+    with _coordinator(order) as actor:
+        ending = actor.run.options(max_task_retries=MOST_RESTARTS).remote(order, kill_in_round)
         while not ended:
             done, _ = ray.wait([ending], timeout=POLL_SECONDS)
             ended = bool(done)
@@ -200,6 +187,15 @@ def follow(order: Order, interrupted: Callable[[], bool], kill_in_round: int | N
             if news.latest is not None and not finished:
                 yield news.latest
         ray.get(ending)
+
+
+@contextmanager
+def _coordinator(order: Order) -> Iterator[Any]:
+    """Start a coordinator actor for the length of a `with` block, and name what it fails for."""
+    options = {"num_cpus": 0, "max_concurrency": 4, "max_restarts": MOST_RESTARTS, "max_task_retries": 0}
+    actor: Any = ray.remote(CoordinatorActor).options(**options).remote()
+    try:
+        yield actor
     except RayTaskError as error:
         if isinstance(error.cause, UserError | PoolError):
             raise error.cause from None
@@ -208,3 +204,7 @@ def follow(order: Order, interrupted: Callable[[], bool], kill_in_round: int | N
         raise PoolError(f"the coordinator was lost: {first_line(error)}") from error
     finally:
         ray.kill(actor)
+        metrics = order.job.metrics
+        if metrics is not None and metrics.sd_dir is not None:
+            # One that was killed could not take it back itself.
+            Announcement(metrics.sd_dir, order.directory).withdraw()

@@ -1,6 +1,8 @@
-"""Small datasets and jobs that the tests share."""
+"""Small datasets and jobs that the tests share, and an authority for certificates."""
 
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from time import time
 from typing import Any
@@ -10,6 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from hypothesis import settings
 
 from coordinator.job import load_job
@@ -106,3 +112,49 @@ def run_job(begin_job: Callable[..., Iterator[Event]]) -> Callable[..., tuple[li
         return events, last.summary
 
     return call
+
+
+class Authority:
+    """Signs certificates for loopback, each with its key in a file beside it."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.path = folder / f"{name}.pem"
+        self._write(self.path, self._certificate(self._name, self._key, ca=True))
+
+    def _certificate(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, ca: bool) -> x509.Certificate:
+        now = datetime.now(UTC)
+        addresses = [x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")]
+        usage = {"digital_signature": True, "content_commitment": False, "key_encipherment": False, "data_encipherment": False}
+        usage |= {"key_agreement": False, "key_cert_sign": ca, "crl_sign": ca, "encipher_only": False, "decipher_only": False}
+        builder = (
+            x509.CertificateBuilder(self._name, subject, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName(addresses), critical=False)
+            .add_extension(x509.KeyUsage(**usage), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+        )
+        return builder.sign(self._key, hashes.SHA256())
+
+    def _write(self, path: Path, certificate: x509.Certificate) -> None:
+        path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+    def issue(self, name: str, password: bytes | None = None) -> tuple[str, str]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._write(self.folder / f"{name}.crt", self._certificate(subject, key, ca=False))
+        sealed = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+        content = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed)
+        (self.folder / f"{name}.key").write_bytes(content)
+        return str(self.folder / f"{name}.crt"), str(self.folder / f"{name}.key")
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    """Signs certificates, which lie in `tmp_path` as NAME.crt and NAME.key; its own is at `path`."""
+    return Authority(tmp_path, "authority")

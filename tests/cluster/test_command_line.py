@@ -1,6 +1,7 @@
 """The commands as a user calls them, without Ray where Ray makes no difference."""
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,3 +154,24 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     result = call("evaluate", tmp_path, "--data", tmp_path)
     assert result.exit_code == 2
     assert "model.json: can't be read" in result.stderr
+
+
+def test_a_port_in_use_is_told_before_anything_is_started(small_job: Jobs, tmp_path: Path) -> None:
+    small_job({})
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = train(tmp_path, "--set", f"metrics.port={taken.getsockname()[1]}", "--address", "local")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: metrics.port: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_options_of_metrics_open_an_endpoint_and_win_over_the_file(small_job: Jobs, tmp_path: Path) -> None:
+    small_job({})
+    (tmp_path / "sd").mkdir()
+    result = train(tmp_path, "--set", "metrics.sd_dir=elsewhere", "--metrics-sd-dir", tmp_path / "sd", "--dashboard")
+    assert result.exit_code == 0, result.output
+    addresses = dict(line.split(": ", 1) for line in result.output.splitlines() if line.startswith(("metrics: ", "dashboard: ")))
+    assert addresses["metrics"] == addresses["dashboard"] + "metrics"
+    assert list((tmp_path / "sd").iterdir()) == []
+    assert f'sd_dir = "{tmp_path / "sd"}"' in (tmp_path / "run" / "job.toml").read_text()

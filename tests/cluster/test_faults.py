@@ -13,7 +13,7 @@ import pytest
 from cluster.launch import IN_PROCESS, follow, launch
 from coordinator.dispatch import PoolError
 from coordinator.job import JobSpec
-from coordinator.records import EpochDone, Event, Finished, Noticed, RoundDone, Summary
+from coordinator.records import EpochDone, Event, Finished, Noticed, RoundDone, Started, Summary
 from coordinator.run import Order
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -118,3 +118,27 @@ def test_when_every_worker_dies_the_run_gives_up_with_a_checkpoint(small_job: Jo
         kill_whoever_is_there(begin(job, tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
     assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_coordinator_that_is_killed_is_announced_anew_and_taken_back_in_the_end(small_job: Jobs, tmp_path: Path) -> None:
+    folder = tmp_path / "sd"
+    folder.mkdir()
+    job = small_job({"training.epochs": 1_000_000, "metrics.sd_dir": str(folder)})
+    starts: list[Started] = []
+    events = begin(job, tmp_path / "run")
+    for event in events:
+        if isinstance(event, Started):
+            starts.append(event)
+            (announcement,) = folder.glob("*.json")
+            target = json.loads(announcement.read_text())[0]["targets"][0]
+            assert event.metrics_url == f"http://{target}/metrics"
+            if len(starts) == 2:
+                break
+        if isinstance(event, EpochDone) and len(starts) == 1:
+            for pid in processes("CoordinatorActor"):
+                os.kill(pid, signal.SIGKILL)
+
+    events.close()  # kills the second one, as a second Ctrl-C does
+
+    assert len({start.metrics_url for start in starts}) == 2
+    assert list(folder.glob("*.json")) == []

@@ -8,17 +8,11 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection, HTTPSConnection
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from coordinator.endpoint import METRICS, Content, Endpoint, check
 from coordinator.export import MetricsSpec
@@ -27,51 +21,6 @@ from worker.errors import JobError
 SECONDS = 30.0
 SECRET = "open-sesame"
 Open = Callable[..., Endpoint]
-
-
-class Authority:
-    """Signs certificates for loopback, each with its key in a file beside it."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.path = folder / f"{name}.pem"
-        self._write(self.path, self._certificate(self._name, self._key, ca=True))
-
-    def _certificate(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, ca: bool) -> x509.Certificate:
-        now = datetime.now(UTC)
-        addresses = [x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")]
-        usage = {"digital_signature": True, "content_commitment": False, "key_encipherment": False, "data_encipherment": False}
-        usage |= {"key_agreement": False, "key_cert_sign": ca, "crl_sign": ca, "encipher_only": False, "decipher_only": False}
-        builder = (
-            x509.CertificateBuilder(self._name, subject, key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName(addresses), critical=False)
-            .add_extension(x509.KeyUsage(**usage), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-        )
-        return builder.sign(self._key, hashes.SHA256())
-
-    def _write(self, path: Path, certificate: x509.Certificate) -> None:
-        path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def issue(self, name: str, password: bytes | None = None) -> tuple[str, str]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self._write(self.folder / f"{name}.crt", self._certificate(subject, key, ca=False))
-        sealed = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-        content = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed)
-        (self.folder / f"{name}.key").write_bytes(content)
-        return str(self.folder / f"{name}.crt"), str(self.folder / f"{name}.key")
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path, "authority")
 
 
 @pytest.fixture
@@ -114,7 +63,7 @@ def ask(endpoint: Endpoint, headers: dict[str, str] | None = None, tls: ssl.SSLC
         connection.close()
 
 
-def trusting(authority: Authority, own: tuple[str, str] | None = None) -> ssl.SSLContext:
+def trusting(authority: Any, own: tuple[str, str] | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(authority.path))
     if own is not None:
         context.load_cert_chain(*own)
@@ -185,7 +134,7 @@ def test_other_machines_may_use_any_name_where_they_are_let_in(open_endpoint: Op
     assert endpoint.url == f"http://{socket.gethostname()}:{port_of(endpoint)}"
 
 
-def test_with_a_certificate_only_tls_is_spoken(open_endpoint: Open, authority: Authority) -> None:
+def test_with_a_certificate_only_tls_is_spoken(open_endpoint: Open, authority: Any) -> None:
     certificate, key = authority.issue("server")
     endpoint = open_endpoint(certificate=certificate, key=key)
 
@@ -202,11 +151,11 @@ def test_with_a_certificate_only_tls_is_spoken(open_endpoint: Open, authority: A
 
 
 def test_a_client_needs_a_certificate_of_the_right_authority(
-    open_endpoint: Open, authority: Authority, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    open_endpoint: Open, authority: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     certificate, key = authority.issue("server")
     (tmp_path / "other").mkdir()
-    stranger = Authority(tmp_path / "other", "authority")
+    stranger = type(authority)(tmp_path / "other", "authority")
     endpoint = open_endpoint(certificate=certificate, key=key, client_ca=str(authority.path))
 
     assert ask(endpoint, tls=trusting(authority, authority.issue("client"))) == 200
@@ -221,7 +170,7 @@ def test_a_client_needs_a_certificate_of_the_right_authority(
     "content", [b"GET /metrics HTTP/1.1\r\n\r\n", b"\x16\x03\x01", b"\xff" * 4096, b"\x16\x03\x01\x00\x05hello"]
 )
 def test_nonsense_in_place_of_tls_is_no_news(
-    open_endpoint: Open, authority: Authority, content: bytes, capfd: pytest.CaptureFixture[str]
+    open_endpoint: Open, authority: Any, content: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     certificate, key = authority.issue("server")
     endpoint = open_endpoint(certificate=certificate, key=key)
@@ -233,7 +182,7 @@ def test_nonsense_in_place_of_tls_is_no_news(
     assert capfd.readouterr() == ("", "")
 
 
-def test_files_that_can_not_be_used_are_refused_by_their_key(authority: Authority, tmp_path: Path, token_file: str) -> None:
+def test_files_that_can_not_be_used_are_refused_by_their_key(authority: Any, tmp_path: Path, token_file: str) -> None:
     certificate, key = authority.issue("server")
     _, sealed = authority.issue("sealed", b"password")
     _, other = authority.issue("other")
@@ -291,7 +240,7 @@ def test_an_address_of_the_sixth_version_is_served_and_announced_in_brackets(ope
     assert endpoint.url == f"http://{target}"
 
 
-def test_the_announcement_tells_that_tls_is_spoken(open_endpoint: Open, authority: Authority, tmp_path: Path) -> None:
+def test_the_announcement_tells_that_tls_is_spoken(open_endpoint: Open, authority: Any, tmp_path: Path) -> None:
     certificate, key = authority.issue("server")
     endpoint = open_endpoint(certificate=certificate, key=key, sd_dir=str(tmp_path))
 
