@@ -1,5 +1,6 @@
 """What a run tells, as those who watch it see it: counters, histograms, workers, a Pushgateway that fails."""
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from coordinator.records import (
 )
 from coordinator.watch import MOST_WAITING, Watch
 
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "metrics.md"
 Samples = dict[tuple[str, ...], float]
 ERRORS = Errors(loss=0.1 + 0.2, mean_absolute_error=1 / 3, mean_squared_error=1e-9, error_rate=0.25)
 CREW = CrewStatus(workers=2, shares={0: 2, 1: 2})
@@ -182,6 +184,22 @@ def test_how_the_run_ended_is_told(status: Status) -> None:
 
     samples = after(started(), finished(status))
     assert {name: samples["run_status", name] for name in STATUSES} == {name: float(name == status) for name in STATUSES}
+
+
+def test_the_documentation_names_exactly_what_is_exported() -> None:
+    metrics = Metrics("run-1")
+    for event in (started(), round_done(1, w0=0.1), epoch_done(), Checkpointed(round=1, seconds=0.1, timestamp=1.0)):
+        metrics.observe(event)
+    exported = {}
+    for family in metrics.collect():
+        labels = sorted({name for sample in family.samples for name in sample.labels} - {"run", "le"})
+        exported[family.name + ("_total" if family.type == "counter" else "")] = (family.type, labels)
+
+    rows = [line.split("|") for line in DOCUMENTATION.read_text().splitlines() if line.startswith("| `isograd_")]
+    documented = {row[1].strip(" `"): (row[2].strip(), sorted(re.findall(r"`(\w+)`", row[3]))) for row in rows}
+
+    assert documented == exported
+    assert len(documented) == len(rows)
 
 
 @pytest.fixture
