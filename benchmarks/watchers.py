@@ -1,18 +1,16 @@
 """What those who watch a run cost it, and what a hostile client can: rows a second of one run while they come and go."""
 
-import os
-import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from threading import Event, Thread
-from time import perf_counter, process_time, sleep, time
+from threading import Event
+from time import process_time, time
 from typing import Any, Final
 
+import clients
 from works import WORKS, training_rows
 
 SMALLEST: Final = WORKS[0]
@@ -21,8 +19,6 @@ SMALLEST: Final = WORKS[0]
 SETTLE_SECONDS: Final = 0.3
 """Until a client's process has begun."""
 
-SILENT: Final = 64
-HURRIED: Final = 4
 ROUNDS_RECORDED: Final = 100_000
 
 
@@ -31,9 +27,9 @@ def watched(turns: int, seconds: float) -> dict[str, float]:
 
     All kinds take turns within one run, so that they meet the same machine.
     """
-    rates: dict[str, list[float]] = {kind: [] for kind in CLIENTS}
+    rates: dict[str, list[float]] = {kind: [] for kind in clients.CLIENTS}
     with tempfile.TemporaryDirectory(prefix="isograd-bench-") as folder:
-        for kind, rate in _turns([*CLIENTS] * turns, seconds, Path(folder)):
+        for kind, rate in _turns([*clients.CLIENTS] * turns, seconds, Path(folder)):
             rates[kind].append(rate)
     found = {f"{kind}, rows/s": median(values) for kind, values in rates.items()}
     return found | {"recording a round, µs": recording()}
@@ -52,7 +48,7 @@ def _turns(kinds: list[str], seconds: float, folder: Path) -> Iterator[tuple[str
     url = str(next(event for event in events if isinstance(event, Started)).metrics_url)
     rounds = (event for event in events if isinstance(event, RoundDone))
     for kind in kinds:
-        with subprocess.Popen([sys.executable, __file__, kind, url]) as client:
+        with subprocess.Popen([sys.executable, clients.__file__, kind, url]) as client:
             begin = time() + SETTLE_SECONDS
             first = next(event for event in rounds if event.timestamp >= begin)
             last = next(event for event in rounds if event.timestamp >= first.timestamp + seconds)
@@ -111,73 +107,3 @@ def recording() -> float:
         times.append(process_time() - began)
         watch.close()
     return 1e6 * min(times) / ROUNDS_RECORDED
-
-
-@contextmanager
-def _connection(url: str) -> Iterator[socket.socket]:
-    host, port = url.split("/")[2].split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as client:
-        yield client
-
-
-def _ask(url: str) -> None:
-    with _connection(url) as client:
-        client.sendall(b"GET /" + url.split("/", 3)[3].encode() + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        while client.recv(65536):
-            pass
-
-
-def _often(url: str, hertz: float) -> None:
-    due = perf_counter()
-    while True:
-        _ask(url)
-        due += 1 / hertz
-        sleep(max(0.0, due - perf_counter()))
-
-
-def _again_and_again(action: Callable[[], None], threads: int) -> None:
-    def work() -> None:
-        while True:
-            try:
-                action()
-            except OSError:
-                continue  # closed by the server, which is its right
-
-    for _ in range(threads):
-        Thread(target=work, daemon=True).start()
-    Thread(target=work).run()
-
-
-def _silent(url: str) -> None:
-    with _connection(url) as client:
-        client.recv(1)
-
-
-def _unread(url: str) -> None:
-    with _connection(url) as client:
-        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        client.recv(1, socket.MSG_WAITALL)
-        sleep(60)
-
-
-def _garbage(url: str) -> None:
-    with _connection(url) as client:
-        client.sendall(os.urandom(100_000))
-        client.recv(1)
-
-
-CLIENTS: Final[dict[str, Callable[[str], None]]] = {
-    "nobody": lambda _: sleep(3600),
-    "a scrape a second": lambda url: _often(url, 1),
-    "50 scrapes a second": lambda url: _often(url, 50),
-    "a live page": lambda url: _often(url.replace("/metrics", "/state.json"), 1),
-    f"{SILENT} silent clients": lambda url: _again_and_again(lambda: _silent(url), SILENT),
-    f"{SILENT} that do not read": lambda url: _again_and_again(lambda: _unread(url), SILENT),
-    f"{HURRIED} that send garbage": lambda url: _again_and_again(lambda: _garbage(url), HURRIED),
-    f"{HURRIED} that scrape without pause": lambda url: _again_and_again(lambda: _ask(url), HURRIED),
-}
-
-
-if __name__ == "__main__":
-    os.nice(19)  # a client elsewhere takes no processor time here
-    CLIENTS[sys.argv[1]](sys.argv[2])
