@@ -110,7 +110,7 @@ class Endpoint:
         self._server.stop()
 
     def _answer(self, request: Request) -> Response:
-        refusal = self._access.refusal(request.headers.get("Host", ""), request.headers.get("Authorization", ""))
+        refusal = self._access.refusal(request.headers.get("host", ""), request.headers.get("authorization", ""))
         if refusal is not None:
             return refusal
         recent = self._recent.get(request.path)
