@@ -10,7 +10,7 @@ from coordinator.endpoint import METRICS, Content, Endpoint
 from coordinator.export import CONTENT_TYPE, MetricsSpec, expose, push, registry
 from coordinator.metrics import Metrics
 from coordinator.records import Event, Noticed
-from coordinator.report import POLICY, Board
+from coordinator.report import Board, policy
 
 MOST_WAITING: Final = 64
 """Events that wait until somebody looks. Taken in together they cost less than one by one, and no round much."""
@@ -25,7 +25,7 @@ class Watch:
     def __init__(self, spec: MetricsSpec | None, directory: Path) -> None:
         """Start the endpoint of the run in `directory`. Raises JobError as `Endpoint` does."""
         self._spec, self._run = spec, directory.name
-        self._metrics, self._board = Metrics(directory.name), Board()
+        self._metrics, self._board = Metrics(directory.name), Board(directory.name)
         self._waiting: deque[Event] = deque()
         self._lock = threading.Lock()
         self._endpoint = Endpoint(spec, directory, self._contents(spec)) if spec is not None else None
@@ -78,7 +78,7 @@ class Watch:
     def _contents(self, spec: MetricsSpec) -> dict[str, Content]:
         contents = {METRICS: Content(CONTENT_TYPE, self._expose)}
         if spec.dashboard:
-            headers = (("Content-Security-Policy", POLICY), ("Referrer-Policy", "no-referrer"))
+            headers = (("Content-Security-Policy", policy() + "; frame-ancestors 'none'"), ("Referrer-Policy", "no-referrer"))
             contents[PAGE] = Content("text/html; charset=utf-8", lambda: self._page(live=True), headers)
             contents[STATE] = Content("application/json", self._state)
         return contents

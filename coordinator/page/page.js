@@ -1,0 +1,257 @@
+// The page: what is where, and asking for news.
+(() => {
+  "use strict";
+  const { element, Chart } = charts;
+  const POLL_MS = 1000;
+  const MOST_MS = 30_000; // between two questions to a server that does not answer
+  const QUIET_SECONDS = 10; // without a round, after which that is told
+  const STATUS = {
+    starting: "getting ready", running: "running", completed: "completed", diverged: "diverged", failed: "failed",
+    interrupted: "interrupted", lost: "out of contact",
+  };
+  const SPLITS = [{ name: "train", colour: "train" }, { name: "validation", colour: "validation" }];
+  const byId = (id) => document.getElementById(id);
+  const last = (column) => column?.at(-1) ?? null;
+
+  /** Set a text; only if it is another, so that a selection stays and screen readers are not told again. */
+  function write(target, text) {
+    if (target.textContent !== text) target.textContent = text;
+  }
+
+  function rows(list, pairs) {
+    const kept = pairs.filter(Boolean);
+    while (list.children.length > kept.length) list.lastElementChild.remove();
+    while (list.children.length < kept.length) list.append(element("div", {}, element("dt"), element("dd"), element("dd", { class: "quiet" })));
+    kept.forEach(([name, value, note = ""], place) => {
+      const [term, main, aside] = list.children[place].children;
+      write(term, name);
+      write(main, value);
+      write(aside, note);
+      aside.hidden = !note;
+    });
+  }
+
+  /** Charts by what they need, made when it is first known: whether rows are classified, whether some are held out. */
+  class Curves {
+    constructor() {
+      this.drawn = [];
+      this.logarithmic = byId("logarithmic");
+      this.logarithmic.addEventListener("change", () => {
+        this.drawn.filter((one) => one.mayBeLogarithmic).forEach((one) => one.chart.scale(this.logarithmic.checked));
+      });
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.drawn.forEach((one) => one.chart.draw()));
+    }
+
+    make(state) {
+      const first = "Drawn when the first epoch is over.";
+      const soon = "Drawn when the first round is done.";
+      const splits = state.sizes.validation_rows ? SPLITS : SPLITS.slice(0, 1);
+      const classified = /^task = "(classification|binary)"$/m.test(state.plan.job);
+      const ofEpochs = (title, column, show, mayBeLogarithmic) => this.add("error-charts", { mayBeLogarithmic,
+        what: { title, series: splits, x: "epoch", empty: first, show, group: "epochs" },
+        points: (now) => now.epochs.epoch,
+        columns: (now) => splits.map((split) => now.epochs[split.name]?.[column] ?? []),
+      });
+      const ofRounds = (host, title, series, columns, show, more = {}) => this.add(host, { ...more,
+        what: { title, series, x: "round", empty: soon, show, group: "rounds", stack: more.stack },
+        points: (now) => now.rounds.round,
+        columns: (now) => columns.map((column) => now.rounds[column]),
+      });
+      ofEpochs("Loss by epoch", "loss", format.number, true);
+      if (classified) ofEpochs("Error rate by epoch", "error_rate", format.percent, false);
+      ofRounds("error-charts", "Loss by round", SPLITS.slice(0, 1), ["loss"], format.number, { mayBeLogarithmic: true });
+      ofEpochs("Mean absolute error by epoch", "mean_absolute_error", format.number, true);
+      if (!classified) ofEpochs("Mean squared error by epoch", "mean_squared_error", format.number, true);
+      const phases = ["compute", "reduce", "update"];
+      ofRounds("round-charts", "Time of a round by phase", phases.map((name) => ({ name, colour: name })), phases, format.seconds, { stack: true });
+      ofRounds("round-charts", "Gradient norm", [{ name: "norm", colour: "plain" }], ["gradient_norm"], format.number);
+      ofRounds("round-charts", "Learning rate", [{ name: "rate", colour: "plain" }], ["learning_rate"], format.number);
+    }
+
+    add(host, one) {
+      this.drawn.push({ ...one, chart: new Chart(byId(host), one.what) });
+    }
+
+    show(state) {
+      if (!state.plan) return;
+      if (!this.drawn.length) this.make(state);
+      for (const one of this.drawn) one.chart.update(one.points(state), one.columns(state));
+    }
+  }
+
+  function statusOf(state) {
+    if (state.summary) return state.summary.status;
+    return state.plan ? "running" : "starting";
+  }
+
+  function showHeader(state, status) {
+    document.title = `${state.run}: ${STATUS[status]}`;
+    write(byId("name"), state.run);
+    write(byId("status"), STATUS[status]);
+    byId("status").dataset.status = status;
+    const { sizes, plan } = state;
+    byId("bar").hidden = !plan?.most_rounds;
+    if (!plan) return write(byId("sizes"), "The workers start and read their rows.");
+    write(byId("sizes"), [
+      `${format.count(sizes.rows, "row")}${sizes.validation_rows ? `, ${format.whole(sizes.validation_rows)} to validate` : ""}`,
+      `${format.count(sizes.inputs, "input")}, ${format.count(sizes.outputs, "output")}, ${format.count(sizes.parameters, "parameter")}`,
+      `${format.count(sizes.shards, "shard")}`, `${format.count(plan.rounds_per_epoch, "round")} an epoch`,
+    ].join(" · "));
+    const of = (most) => (most ? ` of ${format.whole(most)}` : "");
+    const epoch = Math.max(1, Math.ceil(state.round / plan.rounds_per_epoch));
+    const epochs = plan.most_rounds && Math.ceil(plan.most_rounds / plan.rounds_per_epoch);
+    write(byId("done"), `Epoch ${format.whole(epoch)}${of(epochs)}, round ${format.whole(state.round)}${of(plan.most_rounds)}`);
+    if (plan.most_rounds) byId("bar").value = state.round / plan.most_rounds;
+    byId("bar").dataset.status = status;
+    write(byId("left"), timeLeft(state));
+    write(byId("footer"), `Started ${format.moment(plan.timestamp)}, last told ${format.moment(state.now)}.`);
+    return undefined;
+  }
+
+  function timeLeft({ summary, plan, round, timestamp, now }) {
+    if (summary) return `took ${format.clock(summary.seconds.total)}`;
+    if (timestamp === null) return "";
+    const silent = now - timestamp;
+    if (silent > QUIET_SECONDS) return `last round ${format.clock(silent)} ago`;
+    const done = round - plan.rounds_done;
+    if (!plan.most_rounds || done <= 0) return `${format.clock(now - plan.timestamp)} so far`;
+    const left = ((timestamp - plan.timestamp) / done) * (plan.most_rounds - round);
+    return `${format.clock(left)} left`;
+  }
+
+  /** The figures that tell most, the ones of the held-out rows first. */
+  function showTiles(state) {
+    const { epochs, rounds, crew, summary, plan, sizes } = state;
+    const beside = (column, show) => {
+      const train = last(epochs.train[column]);
+      const validation = last(epochs.validation?.[column]);
+      return validation === null ? [show(train), "training"] : [show(validation), `validation; training ${show(train)}`];
+    };
+    const round = ["compute", "reduce", "update"].reduce((total, phase) => total + last(rounds[phase]), 0);
+    const speed = last(epochs.rows_per_second) ?? (plan && round ? sizes.rows / plan.rounds_per_epoch / round : null);
+    const none = epochs.epoch.length === 0;
+    const classified = last(epochs.train.error_rate) !== null;
+    // The outcome has the errors of the weights that were kept; those of the last epoch beside them would confuse.
+    const errors = summary ? [] : [
+      none ? ["Loss", format.number(last(rounds.loss)), "last round"] : ["Loss", ...beside("loss", format.number)],
+      classified && ["Error rate", ...beside("error_rate", format.percent)],
+      !none && !classified && ["Mean absolute error", ...beside("mean_absolute_error", format.number)],
+    ];
+    rows(byId("tiles"), [
+      ...errors,
+      ["Speed", format.whole(summary?.rows_per_second ?? speed), "rows/s"],
+      ["Round", format.seconds(summary?.round_seconds.p50 ?? (round || null)),
+        summary ? `median; 99% within ${format.seconds(summary.round_seconds.p99)}` : "last"],
+      state.evaluate_seconds !== null && ["Evaluation", format.seconds(state.evaluate_seconds), "after each epoch"],
+      ["Workers", format.whole(crew.workers), crew.lost ? `${format.whole(crew.lost)} lost` : "none lost"],
+      checkpointTile(state),
+    ]);
+  }
+
+  function checkpointTile({ checkpoint, now, summary }) {
+    if (!checkpoint) return ["Last checkpoint", "none yet"];
+    const round = `round ${format.whole(checkpoint.round)}`;
+    const took = `took ${format.seconds(checkpoint.seconds)}`;
+    if (summary) return ["Last checkpoint", round, took];
+    const age = now - checkpoint.timestamp;
+    return ["Last checkpoint", age < 1 ? "just now" : `${format.clock(age)} ago`, `${round}; ${took}`];
+  }
+
+  function table(target, heads, lines) {
+    const head = element("tr", {}, ...heads.map((text) => element("th", { scope: "col" }, text)));
+    const body = lines.map(([name, ...cells]) =>
+      element("tr", {}, element("th", { scope: "row" }, name), ...cells.map((cell) => element("td", {}, cell))));
+    target.replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
+  }
+
+  function showWorkers({ crew, workers, lost, summary }) {
+    const usual = summary ? "there at the end" : "at work";
+    write(byId("crew"), [
+      format.count(crew.workers, "worker"), crew.loading && `${format.whole(crew.loading)} loading their rows`,
+      crew.lost && `${format.whole(crew.lost)} lost`, crew.moved && `${format.count(crew.moved, "shard")} moved`,
+      crew.recomputed && `${format.count(crew.recomputed, "slice")} computed again`,
+    ].filter(Boolean).join(", "));
+    const present = workers.map((worker) => [
+      `${worker.worker}`, format.whole(worker.shards), format.seconds(worker.last), format.seconds(worker.mean),
+      worker.straggler ? element("strong", { class: "straggler" }, "straggler") : usual,
+    ]);
+    const gone = lost.map((worker) => [`${worker.worker}`, format.DASH, format.DASH, format.DASH, `lost in round ${format.whole(worker.round)}`]);
+    table(byId("workers"), ["Worker", "Shards", "Last computed", "Mean", "State"], [...present, ...gone]);
+  }
+
+  function showNotices({ notices }) {
+    byId("no-notices").hidden = notices.length > 0;
+    const list = byId("notices");
+    if ([...list.children].map((item) => item.textContent).join("\n") === notices.join("\n")) return;
+    list.replaceChildren(...notices.map((notice) => element("li", {}, notice)));
+  }
+
+  function showOutcome({ summary, plan }) {
+    byId("outcome").hidden = !summary;
+    if (!summary) return;
+    write(byId("ending"), `The run ${summary.status === "completed" ? "is completed" : STATUS[summary.status]} after ${format.count(summary.rounds, "round")}: ${summary.reason}.`);
+    const splits = SPLITS.filter((split) => summary[split.name]);
+    const classified = summary.train && summary.train.error_rate !== null;
+    byId("errors").parentElement.hidden = !splits.length;
+    table(byId("errors"), ["Split", "Loss", "Mean abs. error", "Mean sq. error", ...(classified ? ["Error rate"] : [])], splits.map(({ name }) => {
+      const { loss, mean_absolute_error: absolute, mean_squared_error: squared, error_rate: rate } = summary[name];
+      return [name, ...[loss, absolute, squared].map((value) => format.number(value)), ...(classified ? [format.percent(rate)] : [])];
+    }));
+    rows(byId("facts"), [
+      ["Epochs", format.whole(summary.epochs), summary.kept_epoch ? `weights of epoch ${format.whole(summary.kept_epoch)} kept` : ""],
+      ["Rows trained", format.whole(summary.rows_trained), `of ${format.whole(summary.rows_expected)}`],
+      ["Time", format.seconds(summary.seconds.training), `to train; ${format.seconds(summary.seconds.startup)} to start`],
+      ["Began", format.moment(plan.timestamp)],
+      ["SHA-256 of the weights", summary.weights_digest],
+      ["Computed with", Object.entries(summary.fingerprint).map((pair) => pair.join(" ")).join(", ")],
+    ]);
+  }
+
+  const curves = new Curves();
+
+  function show(state) {
+    showHeader(state, statusOf(state));
+    showOutcome(state);
+    showTiles(state);
+    curves.show(state);
+    showWorkers(state);
+    showNotices(state);
+    write(byId("job"), state.plan?.job ?? "");
+  }
+
+  /** The state as the run tells it now; null where nobody answers. */
+  async function ask() {
+    try {
+      const answer = await fetch("state.json", { cache: "no-store" });
+      return answer.ok ? await answer.json() : null;
+    } catch {
+      return null;
+    }
+  }
+
+  /** Ask for news until the run is over; ask a server that does not answer less and less often. */
+  async function follow(given) {
+    let shown = given;
+    let pause = POLL_MS;
+    while (!shown.summary) {
+      await new Promise((resolve) => { setTimeout(resolve, pause); });
+      const told = await ask();
+      pause = told ? POLL_MS : Math.min(MOST_MS, pause * 2);
+      shown = told ?? shown;
+      showContact(shown, told !== null);
+    }
+  }
+
+  function showContact(state, answered) {
+    byId("contact").hidden = answered;
+    if (answered) return show(state);
+    write(byId("contact"), `No answer from the run since ${format.moment(state.now)}: it is over, or out of reach. `
+      + "This is what it told last; a run that ends leaves this page as report.html in its directory.");
+    return showHeader(state, "lost");
+  }
+
+  const source = byId("state");
+  const given = JSON.parse(source.textContent);
+  show(given);
+  if (source.dataset.live === "true") follow(given);
+})();
