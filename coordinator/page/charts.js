@@ -56,7 +56,7 @@ const charts = (() => {
       this.area.addEventListener("blur", () => this.leave());
       this.empty = element("p", { class: "empty quiet" }, empty);
       this.table = element("table", {});
-      const scroll = element("div", { class: "scroll tall", tabindex: "0", role: "region", "aria-label": `${title}, as a table` }, this.table);
+      const scroll = element("div", { class: "scroll tall", tabindex: "0", role: "group", "aria-label": `${title}, as a table` }, this.table);
       this.details = element("details", {}, element("summary", {}, "Table", element("span", { class: "unseen" }, ` of ${title}, by ${x}`)), scroll);
       this.details.addEventListener("toggle", () => this.tabulate());
       const caption = element("figcaption", {}, element("h3", {}, title), element("ul", { class: "legend" }, ...legend, element("li", {}, this.where)));
