@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Dialog, Page, expect
 
 from coordinator.records import CrewStatus, EpochDone, Event, Finished, Noticed, RoundDone, Started
 from coordinator.report import Board
@@ -53,8 +53,12 @@ class Watcher:
         self.page.set_default_timeout(PATIENCE_MS)
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
+        self.page.on("dialog", self._dismiss)
         self.page.on("request", lambda request: self.asked.append(request.url))
+
+    def _dismiss(self, dialog: Dialog) -> None:
+        self.said.append(dialog.message)
+        dialog.dismiss()
 
     def origins(self) -> set[str]:
         return {"/".join(url.split("/")[:3]) for url in self.asked if not url.startswith("data:")}
@@ -169,8 +173,8 @@ def test_a_page_follows_a_run_from_before_its_first_round_to_its_end(
     begin_job: Begin, blobs_job: Document, watch: Callable[..., Watcher]
 ) -> None:
     # The run stands still between its events, so that each state can be looked at.
-    events = begin_job(blobs_job, {"metrics.dashboard": True, "metrics.linger_seconds": 3600}, interrupted=lambda: over)
     over = False
+    events = begin_job(blobs_job, {"metrics.dashboard": True, "metrics.linger_seconds": 3600}, interrupted=lambda: over)
     started = next(events)
     assert isinstance(started, Started)
     assert started.dashboard_url is not None
@@ -201,6 +205,25 @@ def test_a_page_follows_a_run_from_before_its_first_round_to_its_end(
     assert len(watcher.asked) == asked, "a page that knows the end asks no more"
     expect(page.locator("#contact")).to_be_hidden()
     assert watcher.said == []
+
+
+@pytest.mark.parametrize("ending", ["completed", "interrupted"])
+def test_a_page_that_is_open_learns_of_the_end_even_if_the_endpoint_does_not_linger(
+    begin_job: Begin, blobs_job: Document, watch: Callable[..., Watcher], ending: str
+) -> None:
+    stopped = False
+    events = begin_job(blobs_job, {"metrics.dashboard": True}, interrupted=lambda: stopped)
+    started = next(events)
+    assert isinstance(started, Started)
+    page = watch(started.dashboard_url).page
+    expect(page.locator("#status")).to_have_text("running")
+
+    stopped = ending == "interrupted"
+    assert isinstance(list(events)[-1], Finished)
+
+    expect(page.locator("#status")).to_have_text(ending)
+    expect(page.get_by_role("heading", name="Outcome")).to_be_visible()
+    expect(page.locator("#contact")).to_be_hidden()
 
 
 def test_a_page_whose_run_is_gone_keeps_what_it_shows_and_says_so(
