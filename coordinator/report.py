@@ -54,7 +54,8 @@ def _parts() -> _Parts:
     def read(*names: str) -> str:
         return "".join((folder / name).read_text(encoding="utf-8") for name in names)
 
-    script = read("uplot.js", "format.js", "charts.js", "page.js")
+    # A page that is passed on carries uPlot with it, and so its licence.
+    script = f"/*\n{read('uplot.LICENSE')}\n*/\n" + read("uplot.js", "format.js", "charts.js", "page.js")
     return _Parts(Template(read("page.html")), read("uplot.css", "page.css"), script)
 
 

@@ -9,6 +9,7 @@
     starting: "getting ready", running: "running", completed: "completed", diverged: "diverged", failed: "failed",
     interrupted: "interrupted", lost: "out of contact",
   };
+  const ENDINGS = { completed: "is completed", diverged: "diverged", failed: "failed", interrupted: "was interrupted" };
   const SPLITS = [{ name: "train", colour: "train" }, { name: "validation", colour: "validation" }];
   const byId = (id) => document.getElementById(id);
   const last = (column) => column?.at(-1) ?? null;
@@ -125,7 +126,7 @@
     const beside = (column, show) => {
       const train = last(epochs.train[column]);
       const validation = last(epochs.validation?.[column]);
-      return validation === null ? [show(train), "training"] : [show(validation), `validation; training ${show(train)}`];
+      return validation === null ? [show(train), "training"] : [show(validation), `validation; training ${show(train, 3)}`];
     };
     const round = ["compute", "reduce", "update"].reduce((total, phase) => total + last(rounds[phase]), 0);
     const speed = last(epochs.rows_per_second) ?? (plan && round ? sizes.rows / plan.rounds_per_epoch / round : null);
@@ -189,7 +190,8 @@
   function showOutcome({ summary, plan }) {
     byId("outcome").hidden = !summary;
     if (!summary) return;
-    write(byId("ending"), `The run ${summary.status === "completed" ? "is completed" : STATUS[summary.status]} after ${format.count(summary.rounds, "round")}: ${summary.reason}.`);
+    const why = summary.reason === summary.status ? "" : `: ${summary.reason}`;
+    write(byId("ending"), `The run ${ENDINGS[summary.status]} after ${format.count(summary.rounds, "round")}${why}.`);
     const splits = SPLITS.filter((split) => summary[split.name]);
     const classified = summary.train && summary.train.error_rate !== null;
     byId("errors").parentElement.hidden = !splits.length;
