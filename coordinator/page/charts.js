@@ -32,8 +32,8 @@ const charts = (() => {
 
   class Chart {
     /**
-     * what: { title, x, empty, series: [{ name, colour }], show, stack, group }, where `x` names what the points are
-     * numbered by, `empty` is said before the first point, `show` writes a value, and charts of a `group` share their cursor.
+     * what: { title, x, series: [{ name, colour }], show, stack, group }, where `x` names what the points are numbered by,
+     * `show` writes a value, and charts of a `group` share their cursor.
      */
     constructor(host, what) {
       this.what = what;
@@ -46,7 +46,7 @@ const charts = (() => {
     }
 
     build(host) {
-      const { title, series, empty, x, stack } = this.what;
+      const { title, series, x, stack } = this.what;
       this.values = series.map(() => element("span", { class: "value" }));
       this.where = element("span", { class: "where quiet" });
       const legend = series.map((one, place) =>
@@ -54,7 +54,7 @@ const charts = (() => {
       this.area = element("div", { class: "plot", role: "slider", tabindex: "0", "aria-label": `${title}: step through the points` });
       this.area.addEventListener("keydown", (event) => this.key(event));
       this.area.addEventListener("blur", () => this.leave());
-      this.empty = element("p", { class: "empty quiet" }, empty);
+      this.empty = element("p", { class: "empty quiet" });
       this.table = element("table", {});
       const scroll = element("div", { class: "scroll tall", tabindex: "0", role: "group", "aria-label": `${title}, as a table` }, this.table);
       this.details = element("details", {}, element("summary", {}, "Table", element("span", { class: "unseen" }, ` of ${title}, by ${x}`)), scroll);
@@ -63,13 +63,14 @@ const charts = (() => {
       host.append(element("figure", stack ? { class: "wide" } : {}, caption, this.area, this.empty, this.details));
     }
 
-    /** Show these points and columns. */
-    update(points, columns) {
+    /** Show these points and columns, or that the run has none; `over` tells whether it still may get some. */
+    update(points, columns, over) {
       this.points = points;
       this.columns = columns;
       const bare = points.length === 0;
       this.area.hidden = this.details.hidden = bare;
       this.empty.hidden = !bare;
+      this.empty.textContent = over ? `No ${this.what.x} was completed.` : `Drawn when the first ${this.what.x} is over.`;
       if (bare) return;
       if (this.plot) this.plot.setData(this.data());
       else this.draw();
@@ -104,7 +105,7 @@ const charts = (() => {
       const wide = (values) => Math.max(...(values ?? []).map((value) => (value ?? "").length), 3) * 7 + 14;
       const drawn = (stack ? [...series].reverse() : series).map((one) => ({
         label: one.name, stroke: colour(one.colour), width: stack ? 0 : 2, fill: stack ? colour(one.colour) : undefined,
-        points: stack ? { show: false } : { size: 5, fill: colour(one.colour) },
+        points: { size: 5, fill: colour(one.colour), ...(stack && { show: () => this.points.length === 1 }) },
       }));
       return {
         width: this.area.clientWidth, height: HEIGHT, padding: [8, 12, 0, 0], legend: { show: false }, series: [{}, ...drawn],

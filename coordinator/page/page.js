@@ -44,17 +44,15 @@
     }
 
     make(state) {
-      const first = "Drawn when the first epoch is over.";
-      const soon = "Drawn when the first round is done.";
       const splits = state.sizes.validation_rows ? SPLITS : SPLITS.slice(0, 1);
       const classified = /^task = "(classification|binary)"$/m.test(state.plan.job);
       const ofEpochs = (title, column, show, mayBeLogarithmic) => this.add("error-charts", { mayBeLogarithmic,
-        what: { title, series: splits, x: "epoch", empty: first, show, group: "epochs" },
+        what: { title, series: splits, x: "epoch", show, group: "epochs" },
         points: (now) => now.epochs.epoch,
         columns: (now) => splits.map((split) => now.epochs[split.name]?.[column] ?? []),
       });
       const ofRounds = (host, title, series, columns, show, more = {}) => this.add(host, { ...more,
-        what: { title, series, x: "round", empty: soon, show, group: "rounds", stack: more.stack },
+        what: { title, series, x: "round", show, group: "rounds", stack: more.stack },
         points: (now) => now.rounds.round,
         columns: (now) => columns.map((column) => now.rounds[column]),
       });
@@ -76,7 +74,7 @@
     show(state) {
       if (!state.plan) return;
       if (!this.drawn.length) this.make(state);
-      for (const one of this.drawn) one.chart.update(one.points(state), one.columns(state));
+      for (const one of this.drawn) one.chart.update(one.points(state), one.columns(state), Boolean(state.summary));
     }
   }
 
@@ -86,31 +84,33 @@
   }
 
   function showHeader(state, status) {
-    document.title = `${state.run}: ${STATUS[status]}`;
-    write(byId("name"), state.run);
+    const { run, sizes, plan, now } = state;
+    document.title = `${run}: ${STATUS[status]}`;
+    write(byId("name"), run);
     write(byId("status"), STATUS[status]);
-    byId("status").dataset.status = status;
-    const { sizes, plan } = state;
-    byId("bar").hidden = !plan?.most_rounds;
-    if (!plan) return write(byId("sizes"), "The workers start and read their rows.");
-    write(byId("sizes"), [
+    byId("status").dataset.status = byId("bar").dataset.status = status;
+    write(byId("sizes"), plan ? [
       `${format.count(sizes.rows, "row")}${sizes.validation_rows ? `, ${format.whole(sizes.validation_rows)} to validate` : ""}`,
       `${format.count(sizes.inputs, "input")}, ${format.count(sizes.outputs, "output")}, ${format.count(sizes.parameters, "parameter")}`,
       `${format.count(sizes.shards, "shard")}`, `${format.count(plan.rounds_per_epoch, "round")} an epoch`,
-    ].join(" · "));
-    const of = (most) => (most ? ` of ${format.whole(most)}` : "");
-    const epoch = Math.max(1, Math.ceil(state.round / plan.rounds_per_epoch));
-    const epochs = plan.most_rounds && Math.ceil(plan.most_rounds / plan.rounds_per_epoch);
-    write(byId("done"), `Epoch ${format.whole(epoch)}${of(epochs)}, round ${format.whole(state.round)}${of(plan.most_rounds)}`);
-    if (plan.most_rounds) byId("bar").value = state.round / plan.most_rounds;
-    byId("bar").dataset.status = status;
+    ].join(" · ") : "The workers start and read their rows.");
+    write(byId("footer"), `${plan ? `Started ${format.moment(plan.timestamp)}, last` : "Last"} told ${format.moment(now)}.`);
+  }
+
+  function showProgress(state) {
+    const { plan, round } = state;
+    const most = plan?.most_rounds;
+    byId("bar").hidden = !most;
+    if (!plan) return;
+    const of = (limit) => (limit ? ` of ${format.whole(limit)}` : "");
+    const epoch = Math.max(1, Math.ceil(round / plan.rounds_per_epoch));
+    write(byId("done"), `Epoch ${format.whole(epoch)}${of(most && Math.ceil(most / plan.rounds_per_epoch))}, round ${format.whole(round)}${of(most)}`);
     write(byId("left"), timeLeft(state));
-    write(byId("footer"), `Started ${format.moment(plan.timestamp)}, last told ${format.moment(state.now)}.`);
-    return undefined;
+    if (most) byId("bar").value = round / most;
   }
 
   function timeLeft({ summary, plan, round, timestamp, now }) {
-    if (summary) return `took ${format.clock(summary.seconds.total)}`;
+    if (summary) return `took ${format.seconds(summary.seconds.total)}`;
     if (timestamp === null) return "";
     const silent = now - timestamp;
     if (silent > QUIET_SECONDS) return `last round ${format.clock(silent)} ago`;
@@ -213,6 +213,7 @@
 
   function show(state) {
     showHeader(state, statusOf(state));
+    showProgress(state);
     showOutcome(state);
     showTiles(state);
     curves.show(state);
@@ -246,10 +247,13 @@
 
   function showContact(state, answered) {
     byId("contact").hidden = answered;
-    if (answered) return show(state);
+    if (answered) {
+      show(state);
+      return;
+    }
+    showHeader(state, "lost");
     write(byId("contact"), `No answer from the run since ${format.moment(state.now)}: it is over, or out of reach. `
       + "This is what it told last; a run that ends leaves this page as report.html in its directory.");
-    return showHeader(state, "lost");
   }
 
   const source = byId("state");

@@ -142,7 +142,8 @@ def test_the_curves_of_a_real_run_appear_and_move(live_run: tuple[str, Path], wa
     expect(page.locator("#status")).to_have_text("running")
     curve.locator("canvas").wait_for()
 
-    first, latest, pixels = rounds_done(page), curve.locator(".where").inner_text(), curve.locator("canvas").screenshot()
+    pixels = curve.locator("canvas").screenshot()  # before the rest: the page moves on meanwhile
+    first, latest = rounds_done(page), curve.locator(".where").inner_text()
     wait_for_round(page, first + 24)  # an epoch has 23 rounds
     expect(curve.locator(".where")).not_to_have_text(latest)
 
@@ -178,7 +179,7 @@ def test_a_page_follows_a_run_from_before_its_first_round_to_its_end(
     page = watcher.page
 
     expect(page.locator("#done")).to_have_text("Epoch 1 of 3, round 0 of 12")
-    expect(figure(page, "Loss by round")).to_contain_text("Drawn when the first round is done")
+    expect(figure(page, "Loss by round")).to_contain_text("Drawn when the first round is over")
     next(events)
     next(events)
     expect(page.locator("#done")).to_have_text("Epoch 1 of 3, round 2 of 12")
