@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tomllib
 from base64 import b64encode
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -55,7 +56,7 @@ def _parts() -> _Parts:
         return "".join((folder / name).read_text(encoding="utf-8") for name in names)
 
     # A page that is passed on carries uPlot with it, and so its licence.
-    script = f"/*\n{read('uplot.LICENSE')}\n*/\n" + read("uplot.js", "format.js", "charts.js", "page.js")
+    script = f"/*\n{read('uplot.LICENSE')}\n*/\n" + read("uplot.js", "format.js", "charts.js", "panels.js", "page.js")
     return _Parts(Template(read("page.html")), read("uplot.css", "page.css"), script)
 
 
@@ -71,6 +72,7 @@ class Board:
         """Begin with an empty page for the run of this name."""
         self._run = run
         self._started: Started | None = None
+        self._plan: dict[str, Any] | None = None
         self._summary: Summary | None = None
         self._rounds, self._epochs = RoundCurves(), EpochCurves()
         self._round: RoundDone | None = None
@@ -86,7 +88,7 @@ class Board:
             case RoundDone():
                 self._observe_round(event)
             case Started():
-                self._started, self._crew = event, event.crew
+                self._started, self._plan, self._crew = event, _plan(event), event.crew
                 for record in event.history:
                     self._epochs.add(record)
             case EpochDone(record=record):
@@ -115,7 +117,7 @@ class Board:
             "run": self._run,
             "now": time(),
             "sizes": {name: getattr(started, name) for name in _SIZES} if started is not None else None,
-            "plan": {name: getattr(started, name) for name in _PLAN} if started is not None else None,
+            "plan": self._plan,
             "round": last.round if last is not None else (started.rounds_done if started is not None else 0),
             "timestamp": last.timestamp if last is not None else None,
             "epochs": self._epochs.columns(),
@@ -168,6 +170,11 @@ def stragglers(shard_seconds: dict[int, float]) -> set[int]:
         return set()
     usual = min(shard_seconds.values()) if len(shard_seconds) == 2 else median(shard_seconds.values())
     return {worker for worker, seconds in shard_seconds.items() if seconds > STRAGGLER_FACTOR * usual}
+
+
+def _plan(started: Started) -> dict[str, Any]:
+    task = tomllib.loads(started.job)["model"]["task"]
+    return {name: getattr(started, name) for name in _PLAN} | {"classified": task != "regression"}
 
 
 def _ending(summary: Summary) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def test_the_state_tells_what_the_events_told(events: list[Event]) -> None:
     assert isinstance(started, Started)
     assert isinstance(finished, Finished)
     assert state["plan"]["job"] == started.job
+    assert state["plan"]["classified"]
     assert state["sizes"]["rows"] == started.rows
     assert state["round"] == len(rounds) == 12
     assert state["rounds"]["round"] == [event.round for event in rounds]
@@ -82,6 +83,7 @@ def test_the_state_tells_what_the_events_told(events: list[Event]) -> None:
 def test_a_run_without_validation_says_so(run_job: Run, waves_job: Document) -> None:
     state = state_of(board_of(run_job(waves_job)[0]))
 
+    assert not state["plan"]["classified"]
     assert state["epochs"]["validation"] is None
     assert state["epochs"]["train"]["error_rate"] == [None] * 3
     assert state["evaluate_seconds"] is None

@@ -243,6 +243,29 @@ def test_a_page_whose_run_is_gone_keeps_what_it_shows_and_says_so(
     assert figure(page, "Loss by epoch").locator("canvas").evaluate(DRAWN_COLUMNS) > 0
 
 
+def test_a_page_turns_to_the_run_that_has_its_port_now(
+    begin_job: Begin, blobs_job: Document, waves_job: Document, watch: Callable[..., Watcher]
+) -> None:
+    first = begin_job(blobs_job, {"metrics.dashboard": True})
+    started = next(first)
+    assert isinstance(started, Started)
+    assert started.dashboard_url is not None
+    page = watch(started.dashboard_url).page
+    expect(page.get_by_role("heading", level=1)).to_have_text("run-1")
+    assert figure(page, "Error rate by epoch").count() == 1
+    first.close()  # type: ignore[attr-defined]
+
+    second = begin_job(
+        waves_job, {"metrics.dashboard": True, "metrics.port": int(started.dashboard_url.split(":")[2].strip("/"))}
+    )
+    next(second)
+
+    expect(page.get_by_role("heading", level=1)).to_have_text("run-2", timeout=PATIENCE_MS)
+    expect(figure(page, "Mean squared error by epoch")).to_have_count(1)
+    assert figure(page, "Error rate by epoch").count() == 0
+    second.close()  # type: ignore[attr-defined]
+
+
 def test_the_report_shows_from_disk_what_the_run_left(
     begin_job: Begin, waves_job: Document, tmp_path: Path, watch: Callable[..., Watcher]
 ) -> None:
