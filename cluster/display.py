@@ -14,19 +14,11 @@ from coordinator.check import JobPlan
 from coordinator.job import JobSpec
 from coordinator.records import EpochDone, EpochRecord, Errors, Event, Finished, Noticed, RoundDone, Started, Summary
 from coordinator.scoring import ScoredRow
+from coordinator.stopping import REASONS
 
 ProgressKind = Literal["auto", "bar", "plain", "none"]
 
 STATUS_STYLE = {"completed": "green", "interrupted": "yellow", "diverged": "red", "failed": "red"}
-REASONS = {
-    "epochs": "all epochs done",
-    "rounds": "all rounds done",
-    "all_correct": "all training rows are classified correctly",
-    "target_loss": "the target loss is reached",
-    "patience": "the loss has stopped improving",
-    "max_seconds": "the time is up",
-    "interrupted": "interrupted",
-}
 
 
 @dataclass(frozen=True, kw_only=True)

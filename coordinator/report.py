@@ -2,118 +2,82 @@
 
 import hashlib
 import json
+import tomllib
 from base64 import b64encode
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cache
+from html import escape
 from pathlib import Path
+from statistics import median
 from string import Template
+from time import time
 from typing import Any, Final
 
-from coordinator.records import Checkpointed, CrewStatus, EpochDone, EpochRecord, Event, Finished, Noticed, RoundDone, Started, Summary
-
-MOST_POINTS: Final = 1024
-"""Points of a curve; a longer run has coarser ones."""
+from coordinator.curves import EpochCurves, RoundCurves, short
+from coordinator.records import Checkpointed, CrewStatus, EpochDone, Event, Finished, Noticed, RoundDone, Started, Summary
+from coordinator.stopping import REASONS
 
 MOST_NOTICES: Final = 50
 MOST_LOST: Final = 20
 
-_PARTS: Final = Path(__file__).parent / "page"
-_STYLE: Final = (_PARTS / "uplot.css").read_text(encoding="utf-8") + (_PARTS / "page.css").read_text(encoding="utf-8")
-_SCRIPT: Final = (_PARTS / "uplot.js").read_text(encoding="utf-8") + (_PARTS / "page.js").read_text(encoding="utf-8")
-_PAGE: Final = Template((_PARTS / "page.html").read_text(encoding="utf-8"))
+STRAGGLER_FACTOR: Final = 1.5
+"""A worker is marked as a straggler if it takes so many times the median time for a shard."""
+
+_SIZES: Final = ("rows", "validation_rows", "inputs", "outputs", "parameters", "shards", "most_workers")
+_PLAN: Final = ("job", "timestamp", "rounds_per_epoch", "rounds_done", "most_rounds")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the page is put together of: a template, and what goes into it as it is."""
+
+    template: Template
+    style: str
+    script: str
+
+    @property
+    def policy(self) -> str:
+        return (
+            f"default-src 'none'; script-src {_hash(self.script)}; style-src {_hash(self.style)}; connect-src 'self'; "
+            "img-src data:; base-uri 'none'; form-action 'none'"
+        )
 
 
 def _hash(text: str) -> str:
     return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-POLICY: Final = (
-    f"default-src 'none'; script-src {_hash(_SCRIPT)}; style-src {_hash(_STYLE)}; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'"
-)
-"""What a browser lets the page do: run its own script and style, ask its own origin, and nothing else."""
+@cache
+def _parts() -> _Parts:
+    folder = Path(__file__).parent / "page"
+
+    def read(*names: str) -> str:
+        return "".join((folder / name).read_text(encoding="utf-8") for name in names)
+
+    # A page that is passed on carries uPlot with it, and so its licence.
+    script = f"/*\n{read('uplot.LICENSE')}\n*/\n" + read("uplot.js", "format.js", "charts.js", "panels.js", "page.js")
+    return _Parts(Template(read("page.html")), read("uplot.css", "page.css"), script)
 
 
-class _RoundCurves:
-    """Curves over the rounds. Each point is the mean of as many rounds as keeps the points few."""
-
-    COLUMNS: Final = ("loss", "seconds", "compute", "reduce", "update", "gradient_norm")
-
-    def __init__(self) -> None:
-        self._points: list[tuple[int, tuple[float, ...]]] = []
-        self._stride, self._count = 1, 0
-        self._sums = (0.0,) * len(self.COLUMNS)
-        self._last = 0
-
-    def add(self, event: RoundDone) -> None:
-        phases = event.phases
-        values = (event.loss, event.seconds, phases["compute"], phases["reduce"], phases["update"], event.gradient_norm)
-        self._last = event.round
-        self._count += 1
-        self._sums = values if self._count == 1 else tuple(map(float.__add__, self._sums, values))
-        if self._count == self._stride:
-            self._points.append(self._point())
-            self._count = 0
-            if len(self._points) == MOST_POINTS:
-                pairs = zip(self._points[::2], self._points[1::2], strict=True)
-                self._points = [(last, _mean(one, other)) for (_, one), (last, other) in pairs]
-                self._stride *= 2
-
-    def _point(self) -> tuple[int, tuple[float, ...]]:
-        return self._last, tuple(total / self._count for total in self._sums)
-
-    def columns(self) -> dict[str, list[float]]:
-        """Return the points by column, the rounds under `round`."""
-        points = [*self._points, self._point()] if self._count else self._points
-        columns = zip(*(values for _, values in points), strict=True) if points else ((),) * len(self.COLUMNS)
-        return {"round": [last for last, _ in points]} | {
-            name: list(map(_short, column)) for name, column in zip(self.COLUMNS, columns, strict=True)
-        }
-
-
-def _mean(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple((first + second) / 2 for first, second in zip(one, other, strict=True))
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
-
-
-class _Epochs:
-    """The records of the epochs: all of them, or where there are many every second, fourth, … and the last."""
-
-    def __init__(self) -> None:
-        self._records: list[EpochRecord] = []
-        self._stride, self._seen = 1, 0
-        self.last: EpochRecord | None = None
-
-    def add(self, record: EpochRecord) -> None:
-        if self._seen % self._stride == 0:
-            self._records.append(record)
-            if len(self._records) == MOST_POINTS:
-                self._records = self._records[::2]
-                self._stride *= 2
-        self._seen += 1
-        self.last = record
-
-    def records(self) -> list[EpochRecord]:
-        if self.last is None or self._records[-1] is self.last:
-            return self._records
-        return [*self._records, self.last]
+def policy() -> str:
+    """Return what a browser lets the page do: run its own script and style, ask its own origin, and nothing else."""
+    return _parts().policy
 
 
 class Board:
     """What the page shows of a run, made of its events."""
 
-    def __init__(self) -> None:
-        """Begin with an empty page."""
+    def __init__(self, run: str) -> None:
+        """Begin with an empty page for the run of this name."""
+        self._run = run
         self._started: Started | None = None
+        self._plan: dict[str, Any] | None = None
         self._summary: Summary | None = None
-        self._rounds, self._epochs = _RoundCurves(), _Epochs()
+        self._rounds, self._epochs = RoundCurves(), EpochCurves()
         self._round: RoundDone | None = None
         self._crew = CrewStatus()
-        self._lost: deque[dict[str, Any]] = deque(maxlen=MOST_LOST)
+        self._lost: deque[dict[str, int]] = deque(maxlen=MOST_LOST)
         self._notices: deque[str] = deque(maxlen=MOST_NOTICES)
         self._checkpoint: Checkpointed | None = None
         self._evaluate_seconds: float | None = None
@@ -122,19 +86,15 @@ class Board:
         """Bring the page up to date with an event."""
         match event:
             case RoundDone():
-                self._round = event
-                self._rounds.add(event)
-                if event.crew.lost != self._crew.lost:
-                    gone = self._crew.shares.keys() - event.crew.shares.keys()
-                    self._lost.extend({"worker": worker, "round": event.round} for worker in sorted(gone))
-                self._crew = event.crew
+                self._observe_round(event)
             case Started():
-                self._started, self._crew = event, event.crew
+                self._started, self._plan, self._crew = event, _plan(event), event.crew
                 for record in event.history:
                     self._epochs.add(record)
             case EpochDone(record=record):
                 self._epochs.add(record)
-                self._evaluate_seconds = event.evaluate_seconds
+                if record.validation is not None:
+                    self._evaluate_seconds = event.evaluate_seconds
             case Checkpointed():
                 self._checkpoint = event
             case Noticed(message=message):
@@ -142,46 +102,80 @@ class Board:
             case Finished(summary=summary):
                 self._summary = summary
 
+    def _observe_round(self, event: RoundDone) -> None:
+        self._round = event
+        self._rounds.add(event)
+        if event.crew.lost != self._crew.lost:
+            gone = self._crew.shares.keys() - event.crew.shares.keys()
+            self._lost.extend({"worker": worker, "round": event.round} for worker in sorted(gone))
+        self._crew = event.crew
+
     def state(self, worker_means: dict[int, float]) -> bytes:
         """Return what the page shows, in JSON; `worker_means` are seconds that each worker computed in a round."""
-        started, last = self._started, self._round
+        started, last, crew = self._started, self._round, self._crew
         document = {
-            "started": asdict(started) | {"history": len(started.history)} if started is not None else None,
-            "summary": asdict(self._summary) if self._summary is not None else None,
-            "timestamp": last.timestamp if last is not None else None,
+            "run": self._run,
+            "now": time(),
+            "sizes": {name: getattr(started, name) for name in _SIZES} if started is not None else None,
+            "plan": self._plan,
             "round": last.round if last is not None else (started.rounds_done if started is not None else 0),
-            "epochs": _epoch_columns(self._epochs.records()),
+            "timestamp": last.timestamp if last is not None else None,
+            "epochs": self._epochs.columns(),
             "rounds": self._rounds.columns(),
+            "crew": {name: getattr(crew, name) for name in ("workers", "loading", "lost", "recomputed", "moved")},
             "workers": self._worker_rows(worker_means),
             "lost": list(self._lost),
-            "crew": asdict(self._crew),
             "checkpoint": asdict(self._checkpoint) if self._checkpoint is not None else None,
             "evaluate_seconds": self._evaluate_seconds,
             "notices": list(self._notices),
+            "summary": _ending(self._summary) if self._summary is not None else None,
         }
-        return json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
+        return json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
 
     def page(self, worker_means: dict[int, float], *, live: bool) -> bytes:
         """Return the whole page with the state in it; a live one asks its server for news."""
         state = self.state(worker_means).decode()
         for character in "<>&\u2028\u2029":  # nothing in it may end the script element that it stands in
             state = state.replace(character, f"\\u{ord(character):04x}")
-        title = self._started.run if self._started is not None else "isograd"
-        return _PAGE.substitute(
-            title=title, policy=POLICY, live=str(live).lower(), style=_STYLE, script=_SCRIPT, state=state
-        ).encode()
+        parts = _parts()
+        page = parts.template.substitute(
+            title=escape(self._run),
+            policy=escape(parts.policy, quote=False),
+            live=str(live).lower(),
+            style=parts.style,
+            script=parts.script,
+            state=state,
+        )
+        return page.encode()
 
     def _worker_rows(self, means: dict[int, float]) -> list[dict[str, Any]]:
         latest = self._round.worker_seconds if self._round is not None else {}
+        shares = self._crew.shares
+        slow = stragglers({worker: means[worker] / share for worker, share in shares.items() if share and worker in means})
         return [
-            {"worker": worker, "shards": shards, "last": latest.get(worker), "mean": means.get(worker)}
-            for worker, shards in sorted(self._crew.shares.items())
+            {
+                "worker": worker,
+                "shards": shards,
+                "last": short(latest.get(worker)),
+                "mean": short(means.get(worker)),
+                "straggler": worker in slow,
+            }
+            for worker, shards in sorted(shares.items())
         ]
 
 
-def _epoch_columns(records: Sequence[EpochRecord]) -> dict[str, Any]:
-    plain = ("epoch", "round", "seconds", "rows_per_second", "learning_rate", "gradient_norm")
-    columns: dict[str, Any] = {name: [getattr(record, name) for record in records] for name in plain}
-    columns["train"] = [asdict(record.train) for record in records]
-    columns["validation"] = [asdict(record.validation) if record.validation else None for record in records]
-    return columns
+def stragglers(shard_seconds: dict[int, float]) -> set[int]:
+    """Return the workers that take far longer for a shard than the median worker; of two, than the faster one."""
+    if len(shard_seconds) < 2:
+        return set()
+    usual = min(shard_seconds.values()) if len(shard_seconds) == 2 else median(shard_seconds.values())
+    return {worker for worker, seconds in shard_seconds.items() if seconds > STRAGGLER_FACTOR * usual}
+
+
+def _plan(started: Started) -> dict[str, Any]:
+    task = tomllib.loads(started.job)["model"]["task"]
+    return {name: getattr(started, name) for name in _PLAN} | {"classified": task != "regression"}
+
+
+def _ending(summary: Summary) -> dict[str, Any]:
+    return asdict(summary) | {"reason": REASONS.get(summary.stop_reason, summary.stop_reason)}

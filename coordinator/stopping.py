@@ -3,9 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from worker.errors import require
+
+REASONS: Final = {
+    "epochs": "all epochs done",
+    "rounds": "all rounds done",
+    "all_correct": "all training rows are classified correctly",
+    "target_loss": "the target loss is reached",
+    "patience": "the loss has stopped improving",
+    "max_seconds": "the time is up",
+    "interrupted": "interrupted",
+}
+"""What each reason to stop means, for people."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,16 +4,20 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 from coordinator.endpoint import METRICS, Content, Endpoint
 from coordinator.export import CONTENT_TYPE, MetricsSpec, expose, push, registry
 from coordinator.metrics import Metrics
 from coordinator.records import Event, Noticed
-from coordinator.report import POLICY, Board
+from coordinator.report import Board, policy
 
 MOST_WAITING: Final = 64
 """Events that wait until somebody looks. Taken in together they cost less than one by one, and no round much."""
+
+PAGE_SECONDS: Final = 2.0
+"""An open page asks every second: one that asked within this time is served as long after the end, so that it learns of it."""
 
 PAGE: Final = "/"
 STATE: Final = "/state.json"
@@ -25,9 +29,10 @@ class Watch:
     def __init__(self, spec: MetricsSpec | None, directory: Path) -> None:
         """Start the endpoint of the run in `directory`. Raises JobError as `Endpoint` does."""
         self._spec, self._run = spec, directory.name
-        self._metrics, self._board = Metrics(directory.name), Board()
+        self._metrics, self._board = Metrics(directory.name), Board(directory.name)
         self._waiting: deque[Event] = deque()
         self._lock = threading.Lock()
+        self._looked_at = float("-inf")
         self._endpoint = Endpoint(spec, directory, self._contents(spec)) if spec is not None else None
 
     @property
@@ -69,6 +74,8 @@ class Watch:
         """Go on showing the final values for as long as the job asks, or until `interrupted` says so."""
         if self._endpoint is not None and self._spec is not None:
             self._endpoint.linger(self._spec.linger_seconds, self._spec.linger_scrapes, interrupted)
+            if monotonic() - self._looked_at < PAGE_SECONDS:
+                self._endpoint.linger(PAGE_SECONDS, 0, lambda: False)
 
     def close(self) -> None:
         """Stop the endpoint."""
@@ -78,7 +85,7 @@ class Watch:
     def _contents(self, spec: MetricsSpec) -> dict[str, Content]:
         contents = {METRICS: Content(CONTENT_TYPE, self._expose)}
         if spec.dashboard:
-            headers = (("Content-Security-Policy", POLICY), ("Referrer-Policy", "no-referrer"))
+            headers = (("Content-Security-Policy", policy() + "; frame-ancestors 'none'"), ("Referrer-Policy", "no-referrer"))
             contents[PAGE] = Content("text/html; charset=utf-8", lambda: self._page(live=True), headers)
             contents[STATE] = Content("application/json", self._state)
         return contents
@@ -92,11 +99,13 @@ class Watch:
     def _page(self, *, live: bool) -> bytes:
         with self._lock:
             self._take_in()
+            self._looked_at = monotonic() if live else self._looked_at
             return self._board.page(self._metrics.compute_means, live=live)
 
     def _state(self) -> bytes:
         with self._lock:
             self._take_in()
+            self._looked_at = monotonic()
             return self._board.state(self._metrics.compute_means)
 
     def _take_in(self) -> None:

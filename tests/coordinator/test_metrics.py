@@ -37,9 +37,9 @@ CREW = CrewStatus(workers=2, shares={0: 2, 1: 2})
 
 def started(crew: CrewStatus = CREW, **changed: object) -> Started:
     known = {
-        "run": "run-1", "directory": "/run-1", "job": "", "timestamp": 1e9, "rows": 640, "validation_rows": 0, "inputs": 4,
-        "outputs": 3, "parameters": 51, "shards": 4, "most_workers": 3, "rounds_per_epoch": 10, "rounds_done": 0,
-        "most_rounds": 100, "history": (), "metrics_url": None, "dashboard_url": None,
+        "run": "run-1", "directory": "/run-1", "job": '[model]\ntask = "classification"\n', "timestamp": 1e9, "rows": 640,
+        "validation_rows": 0, "inputs": 4, "outputs": 3, "parameters": 51, "shards": 4, "most_workers": 3,
+        "rounds_per_epoch": 10, "rounds_done": 0, "most_rounds": 100, "history": (), "metrics_url": None, "dashboard_url": None,
     }  # fmt: skip
     return Started(crew=crew, **(known | changed))  # type: ignore[arg-type]
 

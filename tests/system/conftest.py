@@ -15,11 +15,22 @@ from urllib.parse import urlencode
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 SECONDS = 60.0
 POLL_SECONDS = 0.1
 LISTENING = re.compile(r'msg="Listening on" address=(\S+)')
 Find = Callable[[str], str]
+# Root gets no sandbox; the rest keeps the browser from asking its maker for anything.
+BROWSER_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 @pytest.fixture(scope="session")
@@ -110,3 +121,12 @@ def pushgateway(program: Find) -> Iterator[str]:
     """The URL of a Pushgateway that runs."""
     with serving([program("prometheus-pushgateway")]) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def browser(program: Find) -> Iterator[Browser]:
+    """Chromium, without a window."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program("chromium"), args=list(BROWSER_FLAGS))
+        yield browser
+        browser.close()
