@@ -11,7 +11,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as shapes
 from grafana_foundation_sdk.models import dashboard as model
 
-from expressions import STATUSES, age, compute_time, gauge, quantile, rate, ready, slowest, starts, status, time_left
+from expressions import STATUSES, age, compute_time, gauge, last, quantile, rate, ready, slowest, starts, status, time_left
 from panels import Panel, bars, curves, limited, listing, number, stacked, thresholds
 
 SOURCE: Final = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -33,7 +33,7 @@ def now() -> Iterator[tuple[Panel, int]]:
     yield progress.description("Share of the run's rounds that are done. A run with a stopping criterion may end sooner."), 8
     panel = number(time_left(), "s").title("Time left")
     yield panel.description("At the pace of the last five minutes, to the end of all rounds."), 3
-    yield number(gauge("epoch"), "none").title("Epoch").description("Epochs that are over."), 3
+    yield number(last("epoch"), "none").title("Epoch").description("Epochs that are over."), 3
     yield number(ready(), "none").title("Workers").description("Workers that compute."), 3
     panel = number(age("checkpoint_last_success_timestamp_seconds"), "s").title("Checkpoint")
     panel = panel.thresholds(thresholds("text", (OLD_CHECKPOINT, "orange")))

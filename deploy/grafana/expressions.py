@@ -20,6 +20,11 @@ def gauge(metric: str, by: str = "run") -> str:
     return f"max by ({by}) ({of_runs(metric)})"
 
 
+def last(metric: str) -> str:
+    """Return the last known value of a gauge, also after the end of the run."""
+    return f"max by (run) (last_over_time({of_runs(metric)}[$__range]))"
+
+
 def rate(metric: str, by: str = "run") -> str:
     """Return a counter's growth per second by these labels."""
     return f"sum by ({by}) (rate({of_runs(metric)}{RATE}))"

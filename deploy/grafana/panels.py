@@ -22,6 +22,11 @@ def query(name: str, expression: str) -> prometheus.Dataquery:
     return prometheus.Dataquery().ref_id(name).expr(expression).legend_format("{{run}}")
 
 
+def last_known() -> common.ReduceDataOptions:
+    """Return that a panel with one value for each run shows the last one that there is."""
+    return common.ReduceDataOptions().calcs(["lastNotNull"])
+
+
 def number(expression: str, unit: str, missing: str = "none") -> stat.Panel:
     """Return a panel with the present value."""
     return (
@@ -29,6 +34,7 @@ def number(expression: str, unit: str, missing: str = "none") -> stat.Panel:
         .with_target(query("A", expression).instant())
         .unit(unit)
         .no_value(missing)
+        .reduce_options(last_known())
         .graph_mode(shapes.BigValueGraphMode.NONE)
         .color_mode(shapes.BigValueColorMode.VALUE)
         .thresholds(thresholds("text"))
@@ -62,7 +68,7 @@ def bars(expression: str, missing: str) -> bargauge.Panel:
     """Return a panel with the last known share of each run, from 0 to 1, as a bar."""
     panel = bargauge.Panel().with_target(query("A", expression).range()).unit("percentunit").min(0).max(1).no_value(missing)
     panel = panel.display_mode(shapes.BarGaugeDisplayMode.BASIC).orientation(shapes.VizOrientation.HORIZONTAL)
-    return panel.thresholds(thresholds("blue"))
+    return panel.reduce_options(last_known()).thresholds(thresholds("blue"))
 
 
 def listing(expression: str, columns: Mapping[str, str]) -> table.Panel:
