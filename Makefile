@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 LOCK = $(RUN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
   pyproject.toml
 
-.PHONY: help train test install develop lint format types imports pytest chaos bench overheads lock clean
+.PHONY: help train test install develop lint format types imports pytest dashboard chaos bench overheads lock clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,12 +29,16 @@ format: develop ## Format the code
 
 types: develop
 	$(RUN)/mypy
+	$(RUN)/mypy deploy/grafana/build.py
 
 imports: develop
 	$(RUN)/lint-imports
 
 pytest: develop
 	$(RUN)/pytest
+
+dashboard: develop ## Write the Grafana dashboard anew, after a change to what builds it
+	$(RUN)/python deploy/grafana/build.py > deploy/grafana/isograd.json
 
 chaos: install ## Kill and stop workers for some minutes; compare the digests
 	$(RUN)/python benchmarks/chaos.py

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
+import yaml
 from playwright.sync_api import Browser, sync_playwright
 
 SECONDS = 60.0
@@ -100,6 +101,23 @@ class Prometheus:
             assert monotonic() < until, f"Prometheus has no sample of {expression}"
             pause.wait(POLL_SECONDS)
         return found
+
+
+@pytest.fixture(scope="module")
+def watcher(program: Find, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus, Path]]:
+    """A Prometheus for a module's tests, as deploy/ configures it but in a hurry, and where runs announce themselves."""
+    folder, files = tmp_path_factory.mktemp("watcher"), Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
+    configuration = yaml.safe_load((files / "prometheus.yml").read_text())
+    configuration["global"] = {"scrape_interval": "200ms", "evaluation_interval": "200ms"}
+    configuration["rule_files"] = [str(files / path) for path in configuration["rule_files"]]
+    (discovery,) = configuration["scrape_configs"][0]["file_sd_configs"]
+    (announced,) = discovery["files"]
+    discovery["files"] = [str(folder / announced)]
+    (folder / announced).parent.mkdir()
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+    command = [program("prometheus"), f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
+    with serving(command, "ready to receive web requests") as url:
+        yield Prometheus(url), (folder / announced).parent
 
 
 @pytest.fixture
