@@ -140,6 +140,29 @@ class Crew:
         """How many shards each member is to compute."""
         return {worker: len(member.share) for worker, member in self._members.items()}
 
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing to do but compute: every member holds its share and is idle, and nobody is to take over."""
+        return (
+            bool(self._members)
+            and self.done
+            and not self._coming
+            and all(member.idle and member.share and member.held == member.share for member in self._members.values())
+        )
+
+    def run_ahead(self) -> dict[int, Shards]:
+        """Take all members for busy with their shares, until `halt`; return the shares. Only where `settled`."""
+        shares = self.shares
+        for worker, share in shares.items():
+            self._members[worker].computing = share
+        return shares
+
+    def halt(self) -> list[Instruction]:
+        """Take the members that `run_ahead` has sent off for idle again."""
+        for member in self._members.values():
+            member.computing = None
+        return self._instructions()
+
     def learn_to_load(self, load: Callable[[Shards], PrepareShards]) -> None:
         """From now on, have members hold shards by this task."""
         self._load = load

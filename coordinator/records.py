@@ -177,6 +177,7 @@ class RoundDone:
 
     Attributes:
         round: from 1.
+        timestamp: when it was committed, in seconds since the epoch.
         rows: of the round.
         loss: mean over its rows.
         gradient_norm: before clipping.
@@ -188,6 +189,7 @@ class RoundDone:
     """
 
     round: int
+    timestamp: float
     rows: int
     loss: float
     gradient_norm: float
