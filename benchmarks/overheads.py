@@ -175,7 +175,7 @@ def empty_rounds() -> dict[str, float]:
             job = parse_job(document | {"workers": {"count": count}})
             pool = RayPool(job.workers)
             prepared = prepare(Order(job, Path(name) / "run", time()), inspect(job), pool)
-            weights_P, _ = prepared.dispatcher.make_room(prepared.layout.size, "float32")
+            weights_P = prepared.dispatcher.make_room(prepared.start.parameters, prepared.updater)[0].weights_P
             while pool.linked < count:
                 pool.wait(0.01)
             times = []

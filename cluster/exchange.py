@@ -1,8 +1,7 @@
-"""The exchange with workers on the coordinator's node: arrays in shared memory, and a tiny message on a local socket a round.
+"""The exchange with workers on the coordinator's node: arrays in shared memory, and a tiny message on a local socket for a task.
 
 The coordinator listens on an abstract Unix socket, which has no file; a worker connects when it is asked to, and is known by
-its process id, which the kernel vouches for. A message is one packet. What the coordinator writes, the worker may only read,
-and the other way round.
+its process id, which the kernel vouches for. A message is one packet.
 """
 
 import os
@@ -16,14 +15,18 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Final
 
-from cluster.shared_arrays import SharedArrays
+from cluster.arena import Arena, Terms, descriptors_of
+from cluster.rounds import RunRounds, decode_rounds, encode_rounds, run_rounds
+from coordinator.update import Updater
 from worker.arrays import Floats
 from worker.engine import Worker
 from worker.messages import Answer, ComputeGradients, Evaluate
 from worker.network import ErrorSums, GradientSum
-from worker.tree import Node
+from worker.tree import Node, first_member
 
 RoundTask = ComputeGradients | Evaluate
+Done = tuple[Answer, float]
+"""An answer and the seconds it took."""
 
 PACKET: Final = 1 << 17
 """Bytes of a message at most."""
@@ -32,8 +35,7 @@ SPIN_SECONDS: Final = 200e-6
 """How long a worker looks for the next task before it sleeps: about what the coordinator needs for a small update."""
 
 _HEADER: Final = struct.Struct("<cBxxxxxxq")  # kind, which weights, round
-_MEMORY: Final = struct.Struct("<cxxxxxxxqq8s")  # kind, parameters, arrays for sums, dtype
-_PART: Final = struct.Struct("<iiiiqddd")  # level, index, array (or -1), outputs, rows, loss, absolute, squared
+_PART: Final = struct.Struct("<iiiiqddd")  # level, index, 1 (-1: nothing), outputs, rows, loss, absolute, squared
 _WRONG: Final = struct.Struct("<q")
 _ANSWER: Final = struct.Struct("<cxxxxxxxd")  # kind, seconds
 _NOTHING: Final = -1
@@ -78,32 +80,34 @@ class Link:
         """Take a connected socket."""
         self._socket = connected
         self._socket.settimeout(0)
-        self._sums: SharedArrays | None = None
+        self._arena: Arena | None = None
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
         return self._socket.fileno()
 
-    def share(self, weights: SharedArrays, sums: int) -> None:
-        """Give the worker the weights to read, and room for so many gradient sums."""
-        self._sums = SharedArrays.create(sums, weights.entries, weights.dtype, writeable=False)
-        message = _MEMORY.pack(b"m", weights.entries, sums, weights.dtype.encode())
+    def share(self, arena: Arena) -> None:
+        """Give the worker the memory to work in."""
+        self._arena = arena
         with suppress(ConnectionError):  # which reading from the link tells as well
-            socket.send_fds(self._socket, [message], [weights.descriptor, self._sums.descriptor])
+            socket.send_fds(self._socket, [b"m"], arena.descriptors)
 
     def submit(self, task: RoundTask, place: int) -> None:
         """Send a task for the weights at this place among the shared ones."""
-        with suppress(ConnectionError):  # which reading from the link tells as well
-            self._socket.send(encode_task(task, place))
+        self._send(encode_task(task, place))
 
-    def answer(self) -> tuple[Answer, float] | None:
+    def run_rounds(self, task: RunRounds) -> None:
+        """Have the worker run rounds with the others."""
+        self._send(encode_rounds(task))
+
+    def answer(self) -> Done | None:
         """Return the answer that has come, if one has, and how many seconds the worker took for it.
 
         Raises:
             LinkLostError: the worker is gone.
             Exception: whatever the worker raised.
         """
-        assert self._sums is not None, "an answer to a task that was given"
+        assert self._arena is not None, "an answer to a task that was given"
         try:
             message = self._socket.recv(PACKET)
         except BlockingIOError:
@@ -112,7 +116,17 @@ class Link:
             raise LinkLostError from error
         if not message:
             raise LinkLostError
-        return decode_answer(message, self._sums.arrays)
+        return decode_answer(message, self._arena.sums)
+
+    def await_end(self, seconds: float) -> bool:
+        """Return whether the other end is gone within so many seconds: it is once no thread of that process runs any more."""
+        waiting = select.poll()
+        waiting.register(self._socket, 0)
+        return bool(waiting.poll(1000 * seconds))
+
+    def _send(self, message: bytes) -> None:
+        with suppress(ConnectionError):  # which reading from the link tells as well
+            self._socket.send(message)
 
     def close(self) -> None:
         """Hang up."""
@@ -140,22 +154,21 @@ def decode_task(message: bytes) -> tuple[RoundTask, int]:
     return Evaluate("train" if kind == b"t" else "validation", shards), place
 
 
-def encode_answer(answer: Mapping[Node, GradientSum | ErrorSums | None], arrays: Sequence[Floats], seconds: float) -> bytes:
-    """Return an answer as a message that names the arrays its gradient sums are in."""
+def encode_answer(answer: Mapping[Node, GradientSum | ErrorSums | None], seconds: float) -> bytes:
+    """Return an answer as a message. The gradient sums themselves are where the worker was to put them."""
     kind = b"e"
     parts = []
     for (level, index), part in answer.items():
-        errors, place = part, 0
+        errors = part
         if isinstance(part, GradientSum):
             kind, errors = b"g", part.errors
-            place = next(number for number, array in enumerate(arrays) if array is part.gradient_P)
         if errors is None:
             parts.append(_PART.pack(level, index, _NOTHING, 0, 0, 0.0, 0.0, 0.0) + _WRONG.pack(_NOTHING))
         else:
             assert isinstance(errors, ErrorSums)
             wrong = _NOTHING if errors.wrong is None else errors.wrong
             sums = (errors.outputs, errors.rows, errors.loss, errors.absolute, errors.squared)
-            parts.append(_PART.pack(level, index, place, *sums) + _WRONG.pack(wrong))
+            parts.append(_PART.pack(level, index, 1, *sums) + _WRONG.pack(wrong))
     return _ANSWER.pack(kind, seconds) + b"".join(parts)
 
 
@@ -170,24 +183,32 @@ def encode_failure(error: BaseException) -> bytes:
     return message
 
 
-def decode_answer(message: bytes, arrays: Sequence[Floats]) -> tuple[Answer, float]:
-    """Return the answer of a message and the seconds it took. Raises the exception that it stands for."""
+def decode_answer(message: bytes, sums: Sequence[Floats]) -> Done:
+    """Return the answer of a message and the seconds it took. Raises the exception that it stands for.
+
+    Args:
+        message: as `encode_answer` or `encode_failure` made it.
+        sums: where workers put gradient sums, an array a shard.
+    """
     if message[:1] == b"x":
         raise pickle.loads(message[1:])  # noqa: S301 - from a worker of ours, over a socket that only it has
     kind, seconds = _ANSWER.unpack_from(message)
+    if kind == b"d":
+        return None, seconds
     answer: dict[Node, GradientSum | ErrorSums | None] = {}
     for start in range(_ANSWER.size, len(message), _PART.size + _WRONG.size):
-        level, index, place, outputs, rows, loss, absolute, squared = _PART.unpack_from(message, start)
+        level, index, something, outputs, rows, loss, absolute, squared = _PART.unpack_from(message, start)
         (wrong,) = _WRONG.unpack_from(message, start + _PART.size)
-        if place == _NOTHING:
-            answer[level, index] = None
+        node = level, index
+        if something == _NOTHING:
+            answer[node] = None
             continue
         errors = ErrorSums(rows, outputs, loss, absolute, squared, None if wrong == _NOTHING else wrong)
-        answer[level, index] = GradientSum(arrays[place], errors) if kind == b"g" else errors
+        answer[node] = GradientSum(sums[first_member(node)], errors) if kind == b"g" else errors
     return answer, seconds  # type: ignore[return-value] # one kind of part throughout
 
 
-def serve(worker: Worker, address: str) -> None:
+def serve(worker: Worker, address: str, terms: Terms) -> None:
     """Connect a worker to the coordinator of its node and answer its tasks until it hangs up.
 
     Raises:
@@ -195,38 +216,50 @@ def serve(worker: Worker, address: str) -> None:
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connected:
         connected.connect(address)
-        message, descriptors, _, _ = socket.recv_fds(connected, PACKET, 2)
-        if len(descriptors) < 2:
-            return
-        _, entries, count, dtype = _MEMORY.unpack(message)
-        name = dtype.rstrip(b"\0").decode()
-        weights = SharedArrays(descriptors[0], 2, entries, name, writeable=False)
-        sums = SharedArrays(descriptors[1], count, entries, name, writeable=True)
-        with suppress(ConnectionError):
-            _answer_all(worker, connected, weights.arrays, sums.arrays)
+        _, descriptors, _, _ = socket.recv_fds(connected, PACKET, descriptors_of(terms))
+        if descriptors:
+            with suppress(ConnectionError):
+                _Server(worker, connected, Arena.attach(terms, descriptors)).answer_all()
 
 
-def _answer_all(worker: Worker, connected: socket.socket, weights: Sequence[Floats], sums: Sequence[Floats]) -> None:
-    waiting = select.poll()
-    waiting.register(connected, select.POLLIN)
-    while message := _receive(connected, waiting):
+class _Server:
+    """A worker's end of the exchange."""
+
+    def __init__(self, worker: Worker, connected: socket.socket, arena: Arena) -> None:
+        self._worker, self._socket, self._arena = worker, connected, arena
+        update = arena.terms.update
+        self._updater = Updater(update.optimizer, update.model, update.layout)
+        self._waiting = select.poll()
+        self._waiting.register(connected, select.POLLIN)
+
+    def answer_all(self) -> None:
+        """Answer until the coordinator hangs up."""
+        while message := self._receive():
+            try:
+                self._answer(message)
+            except ConnectionError:
+                raise
+            except Exception as error:  # which the coordinator will raise
+                self._socket.send(encode_failure(error))
+
+    def _answer(self, message: bytes) -> None:
         began = perf_counter()
-        try:
-            task, place = decode_task(message)
-            answer = worker.run(task, weights[place], sums)
-            connected.send(encode_answer(answer, sums, perf_counter() - began))  # type: ignore[arg-type] # to a round's task
-        except ConnectionError:
-            raise
-        except Exception as error:  # which the coordinator will raise
-            connected.send(encode_failure(error))
-            continue
+        if message[:1] == b"r":
+            run_rounds(decode_rounds(message), self._worker, self._updater, self._arena, self._hung_up)
+            self._socket.send(_ANSWER.pack(b"d", perf_counter() - began))
+            return
+        task, place = decode_task(message)
+        answer = self._worker.run(task, self._arena.weights[place], self._arena.sums)
+        self._socket.send(encode_answer(answer, perf_counter() - began))  # type: ignore[arg-type] # to a round's task
         if isinstance(task, ComputeGradients):
-            worker.anticipate(task)
+            self._worker.anticipate(task)
 
+    def _receive(self) -> bytes:
+        """Return the next message, empty at the end. Sleeps only after a while: to be woken takes longer than a small update."""
+        until = perf_counter() + SPIN_SECONDS
+        while not self._waiting.poll(0) and perf_counter() < until:
+            os.sched_yield()  # the coordinator may need this very core
+        return self._socket.recv(PACKET)
 
-def _receive(connected: socket.socket, waiting: select.poll) -> bytes:
-    """Return the next message, empty at the end. Sleeps only after a while: to be woken takes longer than a small update."""
-    until = perf_counter() + SPIN_SECONDS
-    while not waiting.poll(0) and perf_counter() < until:
-        os.sched_yield()  # the coordinator may need this very core
-    return connected.recv(PACKET)
+    def _hung_up(self) -> bool:
+        return bool(self._waiting.poll(0))

@@ -5,7 +5,7 @@ import select
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,16 +17,22 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.arena import Arena, Terms
 from cluster.exchange import Link, LinkLostError, Listener, serve
-from cluster.shared_arrays import SharedArrays
+from cluster.rounds import RunRounds, completed_rounds
+from coordinator.ahead import Ahead, RoundRun
 from coordinator.crew import Answered, Event, Joined, Lost
 from coordinator.dispatch import PoolError
-from coordinator.pool import WorkersSpec
+from coordinator.pool import RunsAhead, WorkersSpec
+from coordinator.update import Parameters, Updater
 from worker.arrays import Floats
 from worker.blas import fingerprint, one_thread
 from worker.engine import Worker
 from worker.errors import UserError
 from worker.messages import Answer, ComputeGradients, Evaluate, Task
+
+END_SECONDS: Final = 10.0
+"""How long a killed process may take to be gone."""
 
 MOST_FAILED_STARTS: Final = 5
 """Workers in a row that may die before they are up."""
@@ -61,9 +67,9 @@ class WorkerActor:
         began = perf_counter()
         return self._worker.run(task, weights_P), perf_counter() - began
 
-    def serve(self, address: str) -> None:
+    def serve(self, address: str, terms: Terms) -> None:
         """Take the tasks of rounds from a coordinator on this node, until it hangs up. Raises what `exchange.serve` raises."""
-        serve(self._worker, address)
+        serve(self._worker, address, terms)
 
 
 @dataclass
@@ -73,6 +79,17 @@ class _Pending:
     patience: float | None
     due: float
     pinged: bool = False
+
+
+@dataclass
+class _Ahead:
+    """Rounds that workers run by themselves: what they were asked for, which of them are still at it, and when they began."""
+
+    rounds: Ahead
+    ticket: int
+    ranks: list[int]
+    running: set[int]
+    began: float
 
 
 @dataclass
@@ -113,19 +130,20 @@ class RayPool:
         self._waiting.register(self._listener.fileno(), select.EPOLLIN)
         self._linked: dict[int, int] = {}
         self._awaited: int | None = None
-        self._shared: SharedArrays | None = None
-        self._shards = 0
+        self._arena: Arena | None = None
+        self._ahead: _Ahead | None = None
+        self._ticket = 1
         self._weights_P: Floats | None = None
         self._put: Any = None
         for _ in range(spec.most):
             self._start_one()
 
-    def make_room(self, parameters: int, dtype: str, shards: int) -> tuple[Floats, Floats]:
-        self._shared, self._shards = SharedArrays.create(2, parameters, dtype), shards
+    def make_room(self, start: Parameters, updater: Updater, shards: int) -> tuple[Parameters, Parameters]:
+        self._arena = arena = Arena.create(Terms.of(updater.spec, shards, tuple(start.optimizer)))
         for member in self._members.values():
             self._invite(member)
-        first_P, second_P = self._shared.arrays
-        return first_P, second_P
+        first, second = arena.places or [Parameters(weights_P, start.optimizer) for weights_P in arena.weights]
+        return first, second
 
     def publish(self, weights_P: Floats) -> None:
         self._weights_P, self._put = weights_P, None
@@ -138,10 +156,42 @@ class RayPool:
             member.link.submit(task, place)
         else:
             self._calls.add(member.handle.run.remote(task, self._weights(task)), partial(self._answered, worker, member))
-        if isinstance(task, ComputeGradients) and task.round == self._kill_in_round:
-            self._kill_in_round = None
-            assert member.place is not None
-            end_process(member.place)
+        if isinstance(task, ComputeGradients):
+            self._kill_if_asked(worker, range(task.round, task.round + 1))
+
+    @property
+    def ahead(self) -> RunsAhead | None:
+        return self if self._arena is not None and self._arena.terms.ahead else None
+
+    def can_run_ahead(self, workers: Collection[int]) -> bool:
+        return all(self._members[worker].link is not None for worker in workers)
+
+    def run_ahead(self, rounds: Ahead, patience: float | None) -> None:
+        assert self._arena is not None
+        count, workers = len(rounds.learning_rates), list(rounds.shares)
+        self._arena.board.rates[:count] = rounds.learning_rates
+        self._ahead = _Ahead(rounds, self._ticket, workers, set(workers), perf_counter())
+        # Above all flags that these rounds can raise.
+        self._ticket += 2 * count + 2
+        shares = tuple(rounds.shares.values())
+        for rank, worker in enumerate(workers):
+            member = self._members[worker]
+            member.pending = _Pending(patience, monotonic() + (patience or self._spec.deadline_seconds))
+            assert member.link is not None
+            member.link.run_rounds(RunRounds(self._ahead.ticket, rounds.first, count, rounds.place, rank, shares))
+        self._kill_if_asked(workers[-1], range(rounds.first, rounds.first + count))
+
+    def stop_ahead(self) -> None:
+        if self._ahead is not None and self._arena is not None:
+            self._arena.board.stop(self._ahead.ticket)
+
+    def ran(self) -> list[RoundRun] | None:
+        assert self._ahead is not None
+        assert self._arena is not None
+        if self._ahead.running:
+            return None
+        ahead, self._ahead = self._ahead, None
+        return completed_rounds(self._arena, ahead.ticket, ahead.rounds, ahead.began)
 
     def wait(self, seconds: float) -> list[Event]:
         until = monotonic() + seconds
@@ -154,7 +204,8 @@ class RayPool:
             for descriptor, _ in self._waiting.poll(idle):
                 self._take(descriptor)
             events, self._events = self._events, []
-            if events or monotonic() >= until:
+            back = self._ahead is not None and not self._ahead.running
+            if events or back or monotonic() >= until:
                 return events
 
     def close(self) -> None:
@@ -172,7 +223,7 @@ class RayPool:
     @property
     def _shared_place(self) -> int | None:
         """Where among the shared arrays the published weights are, if they are."""
-        for place, array in enumerate(self._shared.arrays if self._shared is not None else ()):
+        for place, array in enumerate(self._arena.weights if self._arena is not None else ()):
             if array is self._weights_P:
                 return place
         return None
@@ -234,9 +285,9 @@ class RayPool:
 
     def _invite(self, member: _Member) -> None:
         """Have a worker of this node connect, once there is memory to share with it."""
-        if self._shared is not None and member.place is not None and member.place.node == self._node:
+        if self._arena is not None and member.place is not None and member.place.node == self._node:
             # Where it can't connect, it goes on taking its tasks as calls.
-            member.handle.serve.remote(self._listener.address)
+            member.handle.serve.remote(self._listener.address, self._arena.terms)
 
     def _accept(self) -> None:
         accepted = self._listener.accept()
@@ -245,8 +296,8 @@ class RayPool:
         pid, link = accepted
         for number, member in self._members.items():
             if member.place is not None and member.place.node == self._node and member.place.pid == pid and member.link is None:
-                assert self._shared is not None
-                link.share(self._shared, self._shards)
+                assert self._arena is not None
+                link.share(self._arena)
                 member.link = link
                 self._linked[link.fileno()] = number
                 self._waiting.register(link.fileno(), 0)
@@ -263,7 +314,10 @@ class RayPool:
             return
         if answered is not None:
             member.pending = None
-            self._events.append(Answered(number, *answered))
+            if self._ahead is not None and number in self._ahead.running:
+                self._ahead.running.remove(number)
+            else:
+                self._events.append(Answered(number, *answered))
 
     def _answered(self, worker: int, member: _Member, answer: Any) -> None:
         if self._members.get(worker) is not member:
@@ -277,19 +331,33 @@ class RayPool:
         self._events.append(Answered(worker, *answer))
 
     def _replace(self, worker: int, cause: str) -> None:
+        if self._ahead is not None and worker in self._ahead.running:
+            self.stop_ahead()
+            self._ahead.running.remove(worker)
         self._end(worker)
         self._start_one()
         self._events.append(Lost(worker, cause))
 
     def _end(self, worker: int) -> None:
+        """End a worker. Once this returns, nothing of it writes to the shared memory any more."""
         member = self._members.pop(worker)
-        if member.link is not None:
-            del self._linked[member.link.fileno()]
-            self._awaited = None if self._awaited == member.link.fileno() else self._awaited
-            member.link.close()
         ray.kill(member.handle)
         if member.place is not None:
             end_process(member.place)
+        if member.link is not None:
+            del self._linked[member.link.fileno()]
+            self._awaited = None if self._awaited == member.link.fileno() else self._awaited
+            if not member.link.await_end(END_SECONDS):
+                raise PoolError(f"the process of worker {worker} could not be ended within {END_SECONDS:g} s")
+
+            member.link.close()
+
+    def _kill_if_asked(self, worker: int, rounds: range) -> None:
+        if self._kill_in_round in rounds:
+            self._kill_in_round = None
+            place = self._members[worker].place
+            assert place is not None
+            end_process(place)
 
     def _send_pings(self) -> None:
         for member in self._members.values():
@@ -316,11 +384,20 @@ class RayPool:
         return min(times, default=float("inf"))
 
     def _give_up_overdue(self) -> None:
+        waiting = self._waiting_for_others()
         for number, member in list(self._members.items()):
             pending = member.pending
-            if pending is not None and monotonic() >= pending.due:
+            if pending is not None and monotonic() >= pending.due and number not in waiting:
                 waited = pending.patience or self._spec.deadline_seconds
                 self._replace(number, f"no sign of life for {waited:.3g} s")
+
+    def _waiting_for_others(self) -> set[int]:
+        """Return the workers that are further in rounds of their own than the one that holds them up."""
+        if self._ahead is None or self._arena is None:
+            return set()
+        flags = {worker: self._arena.board.flag(rank) for rank, worker in enumerate(self._ahead.ranks)}
+        last = min((flags[worker] for worker in self._ahead.running), default=0)
+        return {worker for worker in self._ahead.running if flags[worker] > last}
 
 
 class Calls:

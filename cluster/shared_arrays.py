@@ -17,22 +17,21 @@ class SharedArrays:
         arrays: they.
     """
 
-    def __init__(self, descriptor: int, count: int, entries: int, dtype: str, *, writeable: bool) -> None:
+    def __init__(self, descriptor: int, count: int, entries: int, dtype: str) -> None:
         """Map memory that a descriptor stands for, and close the descriptor."""
         self._descriptor = descriptor
         self.count, self.entries, self.dtype = count, entries, dtype
         size = count * _stride(entries, dtype)
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writeable else 0)
-        memory = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=protection)
+        memory = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED)
         starts = range(0, size, _stride(entries, dtype))
         self.arrays: list[Floats] = [np.frombuffer(memory, dtype, entries, start) for start in starts]
 
     @classmethod
-    def create(cls, count: int, entries: int, dtype: str, *, writeable: bool = True) -> "SharedArrays":
-        """Make so many arrays; `writeable` says whether by this process."""
+    def create(cls, count: int, entries: int, dtype: str) -> "SharedArrays":
+        """Make so many arrays."""
         descriptor = os.memfd_create("isograd", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, count * _stride(entries, dtype))
-        return cls(descriptor, count, entries, dtype, writeable=writeable)
+        return cls(descriptor, count, entries, dtype)
 
     @property
     def descriptor(self) -> int:

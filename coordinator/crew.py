@@ -102,6 +102,7 @@ class Crew:
         lost: members lost since the start.
         recomputed: slices that were under way when their worker was lost, since the start.
         moved: shards that changed hands since the start.
+        changes: how often members came or went, or shares changed, since the start.
     """
 
     def __init__(self, shards: int) -> None:
@@ -119,6 +120,7 @@ class Crew:
         self.lost = 0
         self.recomputed = 0
         self.moved = 0
+        self.changes = 0
 
     @property
     def members(self) -> int:
@@ -144,6 +146,29 @@ class Crew:
     def share_sizes(self) -> dict[int, int]:
         """How many shards each member is to compute."""
         return {worker: len(member.share) for worker, member in self._members.items()}
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing to do but compute: every member holds its share and is idle, and nobody is to take over."""
+        return (
+            bool(self._members)
+            and self.done
+            and not self._coming
+            and all(member.idle and member.share and member.held == member.share for member in self._members.values())
+        )
+
+    def run_ahead(self) -> dict[int, Shards]:
+        """Take all members for busy with their shares, until `halt`; return the shares. Only where `settled`."""
+        shares = self.shares
+        for worker, share in shares.items():
+            self._members[worker].computing = share
+        return shares
+
+    def halt(self) -> list[Instruction]:
+        """Take the members that `run_ahead` has sent off for idle again."""
+        for member in self._members.values():
+            member.computing = None
+        return self._instructions()
 
     def learn_to_load(self, load: Callable[[Shards], PrepareShards]) -> None:
         """From now on, have members hold shards by this task."""
@@ -177,6 +202,7 @@ class Crew:
         return self._instructions()
 
     def _join(self, worker: int) -> None:
+        self.changes += 1
         self._members[worker] = member = _Member()
         if self._job is None:
             for other, part in zip(self._members.values(), parts(list(range(self._shards)), len(self._members)), strict=True):
@@ -202,6 +228,7 @@ class Crew:
     def _lose(self, worker: int, cause: str) -> str | None:
         member = self._members.pop(worker)
         self._coming.pop(worker, None)
+        self.changes += 1
         self.lost += 1
         # Whatever it was busy with may be what killed it.
         suspects = set(member.computing or ())
@@ -247,6 +274,7 @@ class Crew:
                     other.share -= coming
                 member.share = coming
                 self.moved += len(coming)
+                self.changes += 1
                 del self._coming[worker]
 
     def _instructions(self) -> list[Instruction]:

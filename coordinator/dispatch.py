@@ -1,12 +1,14 @@
 """Between crew and pool: the loop that carries out the crew's instructions and tells it what happened."""
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Final
 
+from coordinator.ahead import Ahead, RoundRun
 from coordinator.crew import Answered, Crew, Give, Instruction, Job, Joined, Lost, Shards
 from coordinator.pool import Pool, WorkersSpec
+from coordinator.update import Parameters, Updater
 from worker.arrays import Floats
 from worker.messages import Answer, PrepareShards, Task
 
@@ -48,6 +50,8 @@ class Dispatcher:
         self._pool = pool
         self._spec = spec
         self._shards = shards
+        self._began = 0.0, 0
+        self._failures: list[Exception] = []
         self.crew = Crew(shards)
         self.seconds: dict[int, float] = {}
         self._durations: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
@@ -67,9 +71,9 @@ class Dispatcher:
         told, self._notices = self._notices, []
         return told
 
-    def make_room(self, parameters: int, dtype: str) -> tuple[Floats, Floats]:
-        """Return two arrays for weights, which need no copy to be published."""
-        return self._pool.make_room(parameters, dtype, self._shards)
+    def make_room(self, start: Parameters, updater: Updater) -> tuple[Parameters, Parameters]:
+        """Return two places for parameters like these, whose weights need no copy to be published."""
+        return self._pool.make_room(start, updater, self._shards)
 
     def publish(self, weights_P: Floats) -> None:
         """Make these the weights of the jobs from now on."""
@@ -95,7 +99,46 @@ class Dispatcher:
             recent.append(monotonic() - began)
         return answers
 
+    def run_ahead(self, rounds: Callable[[Mapping[int, Shards]], Ahead]) -> bool:
+        """Have the workers run rounds by themselves, if they can; `ran` then waits for them.
+
+        Args:
+            rounds: makes what they are to run, for the shares they have.
+        """
+        self._raise_failure()
+        runners = self._pool.ahead
+        if runners is None or not self.crew.settled or not runners.can_run_ahead(self.crew.shares):
+            return False
+        self._began = monotonic(), self.crew.lost
+        limit = patience(self._durations["ahead"], self._spec.deadline_seconds)
+        runners.run_ahead(rounds(self.crew.run_ahead()), limit)
+        return True
+
+    def ran(self) -> list[RoundRun]:
+        """Return the rounds that the workers have completed by themselves; fewer than were asked for where something came up.
+
+        What is wrong with a worker meanwhile is raised by whatever is asked next: these rounds stand.
+        """
+        runners = self._pool.ahead
+        assert runners is not None, "they were sent"
+        while (rounds := runners.ran()) is None:
+            try:
+                self._listen(self._spec.wait_seconds, None)
+            except Exception as error:  # of whatever kind a worker raised
+                self._failures.append(error)
+                runners.stop_ahead()
+        self._carry_out(self.crew.halt(), None)
+        began, lost = self._began
+        if self.crew.lost == lost:
+            self._durations["ahead"].append(monotonic() - began)
+        return rounds
+
+    def _raise_failure(self) -> None:
+        for failure in self._failures:
+            raise failure
+
     def _run(self, job: Job, patience: float | None) -> list[Answer]:
+        self._raise_failure()
         if self.crew.members < self._spec.least:
             self._await_members(self._spec.least)
         self._carry_out(self.crew.begin(job), patience)

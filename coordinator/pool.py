@@ -1,14 +1,16 @@
 """The `[workers]` section, and the coordinator's view of its workers: a Pool, with one that lives in this process."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import ClassVar, Protocol
 
 import numpy as np
 
+from coordinator.ahead import Ahead, RoundRun
 from coordinator.crew import Answered, Event, Joined
+from coordinator.update import Parameters, Updater
 from worker.arrays import Floats
 from worker.blas import fingerprint
 from worker.engine import Worker
@@ -72,11 +74,33 @@ class WorkersSpec:
 DEFAULT_WORKERS = 2
 
 
+class RunsAhead(Protocol):
+    """Workers that run rounds by themselves, between the two places of parameters."""
+
+    def can_run_ahead(self, workers: Collection[int]) -> bool:
+        """Return whether these workers can."""
+
+    def run_ahead(self, rounds: Ahead, patience: float | None) -> None:
+        """Have idle workers do so; after `patience` seconds, whoever holds the others up counts as lost."""
+
+    def stop_ahead(self) -> None:
+        """Have the workers sent ahead stop where they are."""
+
+    def ran(self) -> list[RoundRun] | None:
+        """Return the rounds that all of the workers sent ahead have completed; None while some are still at it.
+
+        The parameters after the last of them are at their place, whatever became of the workers since.
+        """
+
+
 class Pool(Protocol):
     """Workers that take one task at a time and answer in any order. Lost ones are replaced without being asked for."""
 
-    def make_room(self, parameters: int, dtype: str, shards: int) -> tuple[Floats, Floats]:
-        """Return two arrays for weights, which `publish` takes without copying them; called once, before the first round."""
+    def make_room(self, start: Parameters, updater: Updater, shards: int) -> tuple[Parameters, Parameters]:
+        """Return two places for parameters like `start`, whose weights `publish` takes without copying them.
+
+        Both may have the same arrays for the optimizer's state. Called once, before the first round.
+        """
 
     def publish(self, weights_P: Floats) -> None:
         """Make these the weights of the tasks submitted from now on. They must not change before those are answered."""
@@ -87,8 +111,12 @@ class Pool(Protocol):
         Without patience, the worker may take any time, as long as it gives signs of life.
         """
 
+    @property
+    def ahead(self) -> "RunsAhead | None":
+        """The same workers, as they run rounds by themselves; None where they can't."""
+
     def wait(self, seconds: float) -> list[Event]:
-        """Return what has happened, waiting so many seconds at most for something to happen.
+        """Return what has happened, waiting so many seconds at most for something to happen; workers' coming back is something.
 
         Raises what a worker raised, UserErrors among it.
         """
@@ -100,14 +128,19 @@ class Pool(Protocol):
 class InProcessPool:
     """Workers of this process that compute one after the other: for debugging, and for tests without Ray."""
 
+    ahead: None = None
+
     def __init__(self, count: int) -> None:
         """Make `count` workers."""
         self._workers = [Worker() for _ in range(count)]
         self._weights_P: Floats | None = None
         self._events: deque[Event] = deque(Joined(number, fingerprint()) for number in range(count))
 
-    def make_room(self, parameters: int, dtype: str, shards: int) -> tuple[Floats, Floats]:
-        return np.empty(parameters, dtype), np.empty(parameters, dtype)
+    def make_room(self, start: Parameters, updater: Updater, shards: int) -> tuple[Parameters, Parameters]:
+        return (
+            Parameters(np.empty_like(start.weights_P), start.optimizer),
+            Parameters(np.empty_like(start.weights_P), start.optimizer),
+        )
 
     def publish(self, weights_P: Floats) -> None:
         self._weights_P = weights_P

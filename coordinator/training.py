@@ -1,24 +1,23 @@
 """The training loop: rounds, epochs, evaluation, and the one place that acts on decisions."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from time import perf_counter, time
 from typing import Any, TypeVar, cast
 
-import numpy as np
-
+from coordinator.ahead import Ahead, RoundRun, rounds_ahead
 from coordinator.dispatch import Dispatcher
 from coordinator.job import JobSpec
 from coordinator.optimizers import Step
 from coordinator.records import CrewStatus, EpochDone, EpochRecord, Errors, Phase, RoundDone, Status
 from coordinator.snapshot import Progress, Snapshot
 from coordinator.stopping import stop_after_epoch, stop_in_round
-from coordinator.update import Parameters, PartialSums, Refused, Updated, Updater
+from coordinator.update import Parameters, PartialSums, Refused, Updater
 from worker.arrays import Floats
 from worker.messages import Answer, ComputeGradients, Evaluate, Setup, Split
 from worker.network import ErrorSums
-from worker.tree import Additions, Node, additions, finish, first_member, root
+from worker.tree import Node, finish, first_member
 
 T = TypeVar("T")
 Steps = Generator[RoundDone | EpochDone, None, T]
@@ -51,23 +50,30 @@ class Training:
         self._dispatcher = dispatcher
         self._updater = updater
         self._most_rounds = job.training.most_rounds(self._plan.rounds_per_epoch)
-        weights_P = start.parameters.weights_P
-        self._room = dispatcher.make_room(len(weights_P), job.model.dtype)
-        np.copyto(self._room[0], weights_P)
-        self._parameters, self._kept_P = Parameters(self._room[0], start.parameters.optimizer), start.kept_P
+        self._places, self._place = dispatcher.make_room(start.parameters, updater), 0
+        self._parameters.take(start.parameters)
+        self._kept_P = start.kept_P
         progress = start.progress
         self._rounds, self._rows = progress.rounds, progress.rows
         self._errors, self._epoch_seconds = progress.epoch_errors, progress.epoch_seconds
         self._standing, self._kept, self._last = progress.standing, progress.kept, progress.last
         self._round, self._lines = progress.last_round, progress.history_lines
         self._crew_before = progress.last_round.crew if progress.last_round else CrewStatus()
+        self._crew, self._crew_changes = self._crew_now(), dispatcher.crew.changes
         self._began = perf_counter() - progress.seconds
+        self._away, self._untold, self._crew_away = False, deque[RoundRun](), self._crew
         self._resume_at: Snapshot | None = None
         self._state_lost = False
 
     @property
     def crew(self) -> CrewStatus:
-        """How the workers have fared, those before the run was taken up included."""
+        """How the workers have fared, those before the run was taken up included; the same object until that changes."""
+        changes = self._dispatcher.crew.changes
+        if changes != self._crew_changes:
+            self._crew, self._crew_changes = self._crew_now(), changes
+        return self._crew
+
+    def _crew_now(self) -> CrewStatus:
         now, before = self._dispatcher.crew, self._crew_before
         return CrewStatus(
             workers=now.members,
@@ -85,6 +91,7 @@ class Training:
             return None
         if self._resume_at is not None:
             return self._resume_at
+        self._settle()
         progress = Progress(
             rounds=self._rounds,
             rows=self._rows,
@@ -103,11 +110,17 @@ class Training:
         """Train, yielding what happens, until a criterion is met, the run diverges or `interrupted` says so."""
         ending = self._already_met()
         while ending is None:
-            ending = yield from (self._end_epoch(None) if self._epoch_is_over else self._advance(interrupted))
+            if self._rounds_left_in_epoch == 0:
+                yield from self._tell()
+                ending = yield from self._end_epoch(None)
+            else:
+                ending = yield from self._advance(interrupted)
+        yield from self._tell()
         self._end(*ending)
 
     def fail(self, reason: str) -> None:
         """Take note that the run can't go on; what was committed stands."""
+        self._settle()
         self._end("failed", reason)
 
     def _already_met(self) -> Ending | None:
@@ -118,9 +131,10 @@ class Training:
         return None if reason is None else ("completed", reason)
 
     def _advance(self, interrupted: Callable[[], bool]) -> Steps[Ending | None]:
-        """Do a round, unless there is a reason to stop."""
-        cut_short = stop_in_round(self._job.training, self._job.stopping, rounds=self._rounds, seconds=self._seconds)
+        """Do some rounds, unless there is a reason to stop."""
+        cut_short = stop_in_round(self._job.training, self._job.stopping, rounds=self._rounds_run, seconds=self._seconds)
         if cut_short is not None:
+            yield from self._tell()
             if self._errors is None:
                 return "completed", cut_short
             # A run that is taken up again goes on within the epoch, as if it had not been cut short.
@@ -128,6 +142,9 @@ class Training:
             return (yield from self._end_epoch(cut_short))
         if interrupted():
             return "interrupted", "interrupted"
+        if (yield from self._run_ahead()):
+            return None
+        yield from self._tell()
         done = self._do_round()
         if isinstance(done, Refused):
             return "diverged", f"{done.reason} in round {self._rounds + 1}"
@@ -151,8 +168,68 @@ class Training:
         return perf_counter() - self._began
 
     @property
-    def _epoch_is_over(self) -> bool:
-        return self._errors is not None and self._errors.rows == self._plan.training_rows
+    def _parameters(self) -> Parameters:
+        return self._places[self._place]
+
+    @property
+    def _rounds_run(self) -> int:
+        """Rounds that the parameters have been through, those included that workers ran by themselves and nobody was told of."""
+        return self._rounds + len(self._untold)
+
+    @property
+    def _rounds_left_in_epoch(self) -> int:
+        """How many rounds it takes until the epoch under way is to be recorded."""
+        if self._errors is None and not self._untold:
+            return self._plan.rounds_per_epoch
+        return -self._rounds_run % self._plan.rounds_per_epoch
+
+    def _run_ahead(self) -> Steps[bool]:
+        """Have the workers run rounds by themselves, and meanwhile tell of those before; return whether any was completed."""
+        first, left = self._rounds_run, None if self._most_rounds is None else self._most_rounds - self._rounds_run
+        last_seconds = self._untold[-1].duration if self._untold else self._round.seconds if self._round is not None else None
+        count = rounds_ahead(left_in_epoch=self._rounds_left_in_epoch, left=left, round_seconds=last_seconds)
+        rates = tuple(self._learning_rate(number) for number in range(first, first + count))
+        self._away = self._dispatcher.run_ahead(lambda shares: Ahead(first, rates, self._place, shares))
+        if not self._away:
+            return False
+        yield from self._tell()
+        return self._come_back()
+
+    def _come_back(self) -> bool:
+        """Wait for workers that run rounds by themselves, if they do, and return whether any was completed."""
+        if not self._away:
+            return False
+        self._away = False
+        # Whoever is lost meanwhile had a part in all rounds that count.
+        self._crew_away = self.crew
+        rounds = self._dispatcher.ran()
+        self._untold += rounds
+        self._place = (self._place + len(rounds)) % 2
+        return bool(rounds)
+
+    def _settle(self) -> None:
+        """Bring the state up to the last round that was completed, though nobody hears of these rounds one by one."""
+        self._come_back()
+        for _ in self._tell():
+            pass
+
+    def _tell(self) -> Iterator[RoundDone]:
+        """Take account of the rounds that workers have run by themselves, one by one."""
+        while self._untold:
+            run = self._untold.popleft()
+            errors = finish(run.parts, self._plan.shards, ErrorSums.__add__)
+            assert errors is not None, "no round is empty"
+            phases: dict[Phase, float] = {"reduce": run.reduce_seconds, "update": run.update_seconds}
+            phases["compute"] = max(0.0, run.duration - run.reduce_seconds - run.update_seconds)
+            yield self._commit(
+                errors=errors,
+                gradient_norm=run.gradient_norm,
+                timestamp=run.timestamp,
+                seconds=run.duration,
+                phases=phases,
+                worker_seconds=run.seconds,
+                crew=self._crew_away,
+            )
 
     def _do_round(self) -> RoundDone | Refused:
         began = perf_counter()
@@ -165,42 +242,59 @@ class Training:
         assert errors is not None, "no round is empty"
         if not errors.finite:
             return Refused("the error is not finite")
-        step = Step(number + 1, self._learning_rate())
-        sums = PartialSums([part.gradient_P for part in parts.values()], _additions(tuple(parts), self._plan.shards))
-        spare_P = self._room[1 if self._parameters.weights_P is self._room[0] else 0]
-        updated = self._updater.update(self._parameters, sums, errors.rows, step, spare_P)
+        sums = PartialSums.of({node: part.gradient_P for node, part in parts.items()}, self._plan.shards)
+        step = Step(number + 1, self._learning_rate(number))
+        updated = self._updater.update(self._parameters, sums, errors.rows, step, self._places[1 - self._place])
         if isinstance(updated, Refused):
             self._state_lost = updated.state_lost
             return updated
+        self._place = 1 - self._place
         phases: dict[Phase, float] = {"compute": computed - began, "reduce": updated.reduce_seconds}
         phases["update"] = perf_counter() - computed - updated.reduce_seconds
-        return self._commit(updated, errors, step, began, phases)
-
-    def _commit(self, updated: Updated, errors: ErrorSums, step: Step, began: float, phases: dict[Phase, float]) -> RoundDone:
-        self._parameters = updated.parameters
-        self._rounds += 1
-        self._rows += errors.rows
-        seconds = perf_counter() - began
-        self._errors = errors if self._errors is None else self._errors + errors
-        self._epoch_seconds += seconds
-        self._round = RoundDone(
-            round=self._rounds,
-            timestamp=time(),
-            rows=errors.rows,
-            loss=errors.loss / errors.rows,
+        return self._commit(
+            errors=errors,
             gradient_norm=updated.gradient_norm,
-            learning_rate=step.learning_rate,
-            seconds=seconds,
+            timestamp=time(),
+            seconds=perf_counter() - began,
             phases=phases,
             worker_seconds=self._dispatcher.seconds,
             crew=self.crew,
         )
+
+    def _commit(
+        self,
+        *,
+        errors: ErrorSums,
+        gradient_norm: float,
+        timestamp: float,
+        seconds: float,
+        phases: dict[Phase, float],
+        worker_seconds: Mapping[int, float],
+        crew: CrewStatus,
+    ) -> RoundDone:
+        learning_rate = self._learning_rate(self._rounds)
+        self._rounds += 1
+        self._rows += errors.rows
+        self._errors = errors if self._errors is None else self._errors + errors
+        self._epoch_seconds += seconds
+        self._round = RoundDone(
+            round=self._rounds,
+            timestamp=timestamp,
+            rows=errors.rows,
+            loss=errors.loss / errors.rows,
+            gradient_norm=gradient_norm,
+            learning_rate=learning_rate,
+            seconds=seconds,
+            phases=phases,
+            worker_seconds=dict(worker_seconds),
+            crew=crew,
+        )
         return self._round
 
-    def _learning_rate(self) -> float:
+    def _learning_rate(self, number: int) -> float:
+        """Return the learning rate of a round, from 0."""
         optimizer = self._job.optimizer
-        ratio = optimizer.schedule.ratio(self._rounds, self._plan.rounds_per_epoch, self._most_rounds)
-        return optimizer.learning_rate * ratio
+        return optimizer.learning_rate * optimizer.schedule.ratio(number, self._plan.rounds_per_epoch, self._most_rounds)
 
     def _close(self, validation: Errors | None) -> EpochRecord:
         """Return the record of the epoch under way, and begin the next."""
@@ -265,8 +359,3 @@ def _merge(answers: list[Answer]) -> dict[Node, Any]:
     """Return the partial sums of all workers together, from left to right whoever answered first."""
     parts = {node: part for answer in answers for node, part in cast(Mapping[Node, Any], answer).items()}
     return dict(sorted(parts.items(), key=lambda part: first_member(part[0])))
-
-
-@lru_cache(maxsize=256)
-def _additions(nodes: tuple[Node, ...], shards: int) -> Additions:
-    return additions(root(shards), shards, {node: place for place, node in enumerate(nodes)})

@@ -4,10 +4,10 @@ All of it goes block by block, so that a block stays in the cache from the first
 gone through once; only clipping has to know the whole gradient before the first weight changes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
 from math import fsum, isfinite, sqrt
 from time import perf_counter
 from typing import Final, NamedTuple
@@ -17,13 +17,16 @@ import numpy as np
 from coordinator.optimizers import OptimizerSpec, Step, Transform, make_optimizer
 from worker.arrays import Floats, sum_of_squares
 from worker.model import Layout, ModelSpec
-from worker.tree import Additions
+from worker.tree import Additions, Node, additions, root
 
-BLOCK: Final = 262144
-"""Entries updated at once: few enough that a block stays in the cache, and enough that numpy's calls and the threads' turns at
-the interpreter cost little beside it (docs/performance.md)."""
+BLOCK: Final = 32768
+"""Entries whose squares are summed at once, for the norm: the same however an update is dealt out."""
 
-BLOCKS_A_THREAD: Final = 2
+BLOCKS_AT_ONCE: Final = 8
+"""Blocks updated at once: few enough that they stay in the cache, and enough that numpy's calls and the threads' turns at the
+interpreter cost little beside it (docs/performance.md)."""
+
+BLOCKS_A_THREAD: Final = 16
 """Blocks below which a thread is not worth being woken."""
 
 TINY: Final = 1e-30
@@ -32,10 +35,16 @@ TINY: Final = 1e-30
 
 @dataclass(frozen=True)
 class Parameters:
-    """The weights and what the optimizer remembers of them. An update writes new weights elsewhere, and the state in place."""
+    """The weights and what the optimizer remembers of them."""
 
     weights_P: Floats
     optimizer: dict[str, Floats]
+
+    def take(self, other: "Parameters") -> None:
+        """Copy the values of others here."""
+        np.copyto(self.weights_P, other.weights_P)
+        for name, array in other.optimizer.items():
+            np.copyto(self.optimizer[name], array)
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,11 @@ class PartialSums:
 
     arrays: Sequence[Floats]
     additions: Additions = ()
+
+    @classmethod
+    def of(cls, nodes: Mapping[Node, Floats], shards: int) -> "PartialSums":
+        """Take what belongs to some nodes of the reduction tree, the leftmost first, as the tree has it."""
+        return cls(list(nodes.values()), _additions(tuple(nodes), shards))
 
 
 @dataclass(frozen=True)
@@ -65,15 +79,17 @@ class Updated:
 class Refused:
     """The update was not applied, because the gradient or the new weights are not finite.
 
-    The weights are as before. Where `state_lost`, the optimizer's state is not, so that training can't go on from here.
+    The weights are as before. Where `state_lost`, the optimizer's state was updated in place: training can't go on from here.
     """
 
     reason: str
     state_lost: bool = False
 
 
-class _BlockDone(NamedTuple):
-    squares: float
+class Part(NamedTuple):
+    """What an update of some blocks came to: the sum of each one's squared gradient, and whether the new weights are finite."""
+
+    squares: list[float]
     finite: bool
     reduce_seconds: float
 
@@ -89,98 +105,150 @@ def clip_factor(norm: float, most: float | None) -> float:
     return 1.0 if most is None else min(1.0, most / (norm + 1e-6))
 
 
+@dataclass(frozen=True)
+class UpdateSpec:
+    """All that the arithmetic of an update depends on."""
+
+    optimizer: OptimizerSpec
+    model: ModelSpec
+    layout: Layout
+
+
 class Updater:
-    """Applies one job's optimizer."""
+    """Applies one job's optimizer, to all parameters or to some blocks of them.
+
+    Attributes:
+        spec: what was asked for.
+        blocks: how many blocks the parameters make.
+    """
 
     def __init__(self, optimizer: OptimizerSpec, model: ModelSpec, layout: Layout, threads: int = 1) -> None:
         """Build the optimizer for parameters of this layout, to be worked on by so many threads."""
+        self.spec = UpdateSpec(optimizer, model, layout)
+        self.blocks = -(-layout.size // BLOCK)
         self._clip_norm = optimizer.clip_norm
         self._transform: Transform = make_optimizer(optimizer)
         self._l2 = model.l2
         self._weights = [slice(slot.offset, slot.offset + slot.size) for slot in layout.slots if slot.is_weight]
-        self._blocks = [slice(start, min(start + BLOCK, layout.size)) for start in range(0, layout.size, BLOCK)]
-        self._threads = max(1, min(threads, len(self._blocks) // BLOCKS_A_THREAD))
+        self._threads = max(1, min(threads, self.blocks // BLOCKS_A_THREAD))
         self._executor = ThreadPoolExecutor(self._threads - 1, "update") if self._threads > 1 else None
         self._gradient_P = np.empty(layout.size if self._clip_norm is not None else 0, model.dtype)
+
+    @property
+    def in_one_go(self) -> bool:
+        """Whether blocks can be updated one by one; clipping has to know the whole gradient first."""
+        return self._clip_norm is None
 
     def start(self, weights_P: Floats) -> Parameters:
         """Return the parameters before the first round."""
         return Parameters(weights_P, dict(self._transform.init(weights_P)))
 
-    def update(self, parameters: Parameters, sums: PartialSums, rows: int, step: Step, new_P: Floats) -> Updated | Refused:
-        """Return the parameters after a round whose per-row gradients sum to `sums`; the weights are put into `new_P`."""
-        new = Parameters(new_P, parameters.optimizer)
+    def update(self, before: Parameters, sums: PartialSums, rows: int, step: Step, new: Parameters) -> Updated | Refused:
+        """Write the parameters after a round whose per-row gradients sum to `sums` into `new`.
 
-        def reduce(block: slice) -> Floats:
-            return self._reduce(parameters.weights_P, sums, rows, block)
-
-        def reduce_and_apply(block: slice) -> _BlockDone:
-            began = perf_counter()
-            gradient = reduce(block)
-            squares, reduced = squares_of(gradient), perf_counter() - began
-            return _BlockDone(squares, self._apply(parameters, gradient, step, new, block), reduced)
-
-        def reduce_only(block: slice) -> _BlockDone:
-            began = perf_counter()
-            gradient = self._gradient_P[block] = reduce(block)
-            return _BlockDone(squares_of(gradient), finite=True, reduce_seconds=perf_counter() - began)
-
+        The new weights must lie elsewhere than those before; the optimizer's state may be the same arrays.
+        """
         with np.errstate(over="ignore", invalid="ignore"):
-            clipped = self._clip_norm is not None
-            done = self._over_blocks(reduce_only if clipped else reduce_and_apply)
-            norm = sqrt(fsum(part.squares for part in done)) if all(isfinite(part.squares) for part in done) else float("inf")
-            if not isfinite(norm):
-                return Refused("the gradient is not finite", state_lost=not clipped)
-            if clipped:
-                factor = clip_factor(norm, self._clip_norm)
-                applied = self._over_blocks(
-                    lambda block: _BlockDone(
-                        0.0, self._apply(parameters, self._scaled(self._gradient_P[block], factor), step, new, block), 0.0
-                    )
-                )
+            in_place = any(array is new.optimizer[name] for name, array in before.optimizer.items())
+            if self.in_one_go:
+                done = applied = self._deal_out(lambda blocks: self.update_blocks(before, sums, rows, step, new, blocks))
             else:
-                applied = done
-        if not all(part.finite for part in applied):
-            return Refused("the updated weights are not finite", state_lost=True)
-        return Updated(new, norm, sum(part.reduce_seconds for part in done) / self._threads)
+                done = self._deal_out(lambda blocks: self._reduce_blocks(before, sums, rows, blocks))
+            norm = norm_of(done.squares)
+            if not isfinite(norm):
+                return Refused("the gradient is not finite", state_lost=in_place and self.in_one_go)
+            if not self.in_one_go:
+                factor = clip_factor(norm, self._clip_norm)
+                applied = self._deal_out(lambda blocks: self._apply_blocks(before, factor, step, new, blocks))
+        if not applied.finite:
+            return Refused("the updated weights are not finite", state_lost=in_place)
+        return Updated(new, norm, done.reduce_seconds / self._threads)
 
-    def _reduce(self, weights_P: Floats, sums: PartialSums, rows: int, block: slice) -> Floats:
-        values = [array[block] for array in sums.arrays]
+    def update_blocks(self, before: Parameters, sums: PartialSums, rows: int, step: Step, new: Parameters, blocks: range) -> Part:
+        """Do for some blocks what `update` does for all, where that is possible `in_one_go`."""
+        squares, finite, reduce_seconds = list[float](), True, 0.0
+        for span in self._spans(blocks):
+            began = perf_counter()
+            gradient = self._reduce(before.weights_P, sums, rows, span)
+            squares += _squares_by_block(gradient)
+            reduce_seconds += perf_counter() - began
+            finite = self._apply(before, gradient, step, new, span) and finite
+        return Part(squares, finite, reduce_seconds)
+
+    def _reduce_blocks(self, before: Parameters, sums: PartialSums, rows: int, blocks: range) -> Part:
+        began, squares = perf_counter(), list[float]()
+        for span in self._spans(blocks):
+            gradient = self._gradient_P[span] = self._reduce(before.weights_P, sums, rows, span)
+            squares += _squares_by_block(gradient)
+        return Part(squares, finite=True, reduce_seconds=perf_counter() - began)
+
+    def _apply_blocks(self, before: Parameters, factor: float, step: Step, new: Parameters, blocks: range) -> Part:
+        finite = True
+        for span in self._spans(blocks):
+            gradient = self._gradient_P[span]
+            finite = self._apply(before, gradient * factor if factor < 1.0 else gradient, step, new, span) and finite
+        return Part([], finite, 0.0)
+
+    def _spans(self, blocks: range) -> Iterator[slice]:
+        """Yield the entries of the blocks, some blocks at once."""
+        for first in range(blocks.start, blocks.stop, BLOCKS_AT_ONCE):
+            yield slice(first * BLOCK, min(min(first + BLOCKS_AT_ONCE, blocks.stop) * BLOCK, self.spec.layout.size))
+
+    def _reduce(self, weights_P: Floats, sums: PartialSums, rows: int, span: slice) -> Floats:
+        values = [array[span] for array in sums.arrays]
         for left, right in sums.additions:
             values[left] = values[left] + values[right]
         gradient: Floats = values[0] / rows
         if self._l2:
             for weights in self._weights:
-                first, last = max(weights.start, block.start), min(weights.stop, block.stop)
+                first, last = max(weights.start, span.start), min(weights.stop, span.stop)
                 if first < last:
-                    gradient[first - block.start : last - block.start] += self._l2 * weights_P[first:last]
+                    gradient[first - span.start : last - span.start] += self._l2 * weights_P[first:last]
         return gradient
 
-    def _scaled(self, gradient: Floats, factor: float) -> Floats:
-        return gradient * factor if factor < 1.0 else gradient
-
-    def _apply(self, before: Parameters, gradient: Floats, step: Step, new: Parameters, block: slice) -> bool:
-        """Write the block's new weights and state, and return whether the weights are finite."""
-        state = {name: array[block] for name, array in before.optimizer.items()}
-        weights = before.weights_P[block]
+    def _apply(self, before: Parameters, gradient: Floats, step: Step, new: Parameters, span: slice) -> bool:
+        """Write the new weights and state of a span, and return whether the weights are finite."""
+        state = {name: array[span] for name, array in before.optimizer.items()}
+        weights, written = before.weights_P[span], new.weights_P[span]
         updates, state_after = self._transform.update(gradient, state, weights, step)
-        np.add(weights, updates, out=new.weights_P[block])
+        np.add(weights, updates, out=written)
         for name, array in state_after.items():
-            state[name][...] = array
-        written = new.weights_P[block]
+            new.optimizer[name][span] = array
         return isfinite(float(np.dot(written, written))) or bool(np.isfinite(written).all())
 
-    def _over_blocks(self, work: Callable[[slice], _BlockDone]) -> list[_BlockDone]:
-        """Return the work's results in the order of the blocks, whichever thread did them."""
+    def _deal_out(self, work: Callable[[range], Part]) -> Part:
+        """Have all blocks worked on by as many threads as are worth it, and return what they came to, in the blocks' order."""
         if self._executor is None:
-            return [work(block) for block in self._blocks]
-        bounds = [place * len(self._blocks) // self._threads for place in range(self._threads + 1)]
-        first, *others = [self._blocks[start:stop] for start, stop in pairwise(bounds)]
+            return work(range(self.blocks))
 
-        def span(blocks: list[slice]) -> list[_BlockDone]:
+        def share(blocks: range) -> Part:
             with np.errstate(over="ignore", invalid="ignore"):  # which is a thread's own
-                return [work(block) for block in blocks]
+                return work(blocks)
 
-        futures = [self._executor.submit(span, blocks) for blocks in others]
-        done = span(first)
-        return done + [part for future in futures for part in future.result()]
+        first, *others = deal(self.blocks, self._threads)
+        futures = [self._executor.submit(share, blocks) for blocks in others]
+        parts = [work(first), *(future.result() for future in futures)]
+        return Part(
+            [squares for part in parts for squares in part.squares],
+            all(part.finite for part in parts),
+            sum(part.reduce_seconds for part in parts),
+        )
+
+
+def deal(blocks: int, hands: int) -> list[range]:
+    """Cut the blocks into as many contiguous ranges, sizes equal to within one."""
+    return [range(hand * blocks // hands, (hand + 1) * blocks // hands) for hand in range(hands)]
+
+
+def norm_of(squares: Sequence[float]) -> float:
+    """Return the Euclidean norm from sums of squares; infinite where one is not finite."""
+    return sqrt(fsum(squares)) if all(map(isfinite, squares)) else float("inf")
+
+
+def _squares_by_block(gradient: Floats) -> list[float]:
+    return [squares_of(gradient[start : start + BLOCK]) for start in range(0, len(gradient), BLOCK)]
+
+
+@lru_cache(maxsize=256)
+def _additions(nodes: tuple[Node, ...], shards: int) -> Additions:
+    return additions(root(shards), shards, {node: place for place, node in enumerate(nodes)})

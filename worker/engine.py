@@ -32,7 +32,7 @@ from worker.network import ErrorSums, GradientSum, Network
 from worker.shard import EVALUATION_ROWS, Shard, gather, make_shard, read_shards, split_of
 from worker.sources import count_rows
 from worker.streams import Purpose, stream
-from worker.tree import Additions, Node, additions, children, cover, members, tree_sum
+from worker.tree import Additions, Node, additions, children, cover, first_member, members, tree_sum
 
 BATCH_BYTES: Final = 32 << 20
 """Slices are worked on together as far as their rows' buffers fit into so much, or into what the parameters take."""
@@ -53,7 +53,8 @@ class Worker:
         Args:
             task: what to do.
             weights_P: the current parameters, for the tasks that need them.
-            room: where to put the gradient sums of a round, the first of them first; more of them get memory of the worker's.
+            room: where to put the gradient sums of a round: each at the array of its node's first shard. Without room, they get
+                memory of the worker's.
 
         Raises:
             DataError: the rows can't be read or encoded.
@@ -151,7 +152,6 @@ class _Held:
         self._most_rows = self._network.rows_within(max(BATCH_BYTES, parameters))
         self._free: list[Floats] = []
         self._lent: list[Floats] = []
-        self._placed = 0
         self._round = -1
         self._orders: dict[int, tuple[int, Integers]] = {}
         self._anticipated: _RoundPlan | None = None
@@ -161,7 +161,7 @@ class _Held:
         if task.round != self._round:
             # Sums of the same round, computed in a second portion after another worker's loss, are still to be added.
             self._free += self._lent
-            self._lent, self._placed, self._round = [], 0, task.round
+            self._lent, self._round = [], task.round
         plan = self._anticipated if self._anticipated is not None and self._anticipated.task == task else self._plan_round(task)
         return {node: self._node_sum(node, groups, weights_P, room) for node, groups in plan.nodes.items()}
 
@@ -209,14 +209,14 @@ class _Held:
 
     def _node_sum(self, node: Node, groups: dict[Node, _Group], weights_P: Floats, room: Sequence[Floats]) -> GradientSum | None:
         if groups.keys() == {node}:
-            return self._group_sum(groups[node], weights_P, self._lend(weights_P, room))
+            return self._group_sum(groups[node], weights_P, self._place(node, weights_P, room))
         # The first group's memory is where the node's sum ends up.
         first = next(iter(groups), None)
 
         def compute(found: Node) -> GradientSum | None:
             if found not in groups:
                 return None
-            gradient_P = self._lend(weights_P, room) if found == first else self._spare(weights_P)
+            gradient_P = self._place(node, weights_P, room) if found == first else self._spare(weights_P)
             return self._group_sum(groups[found], weights_P, gradient_P)
 
         return tree_sum(node, self._plan.shards, compute, self._add, lambda found: found in groups or found[0] == 0)
@@ -249,10 +249,10 @@ class _Held:
     def _spare(self, weights_P: Floats) -> Floats:
         return self._free.pop() if self._free else np.empty_like(weights_P)
 
-    def _lend(self, weights_P: Floats, room: Sequence[Floats]) -> Floats:
-        self._placed += 1
-        if self._placed <= len(room):
-            return room[self._placed - 1]
+    def _place(self, node: Node, weights_P: Floats, room: Sequence[Floats]) -> Floats:
+        """Return where the node's sum is to be."""
+        if room:
+            return room[first_member(node)]
         self._lent.append(self._spare(weights_P))
         return self._lent[-1]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.arena import Arena, Terms
 from cluster.exchange import (
     Link,
     LinkLostError,
@@ -22,13 +23,19 @@ from cluster.exchange import (
     serve,
 )
 from cluster.shared_arrays import SharedArrays
+from coordinator.optimizers import OptimizerSpec
+from coordinator.update import UpdateSpec
 from worker.arrays import Floats
 from worker.errors import DataError
 from worker.messages import Answer, ComputeGradients, Evaluate, Task
+from worker.model import Layout, ModelSpec
 from worker.network import ErrorSums, GradientSum
 
 PATIENCE_SECONDS = 20.0
 SUMS = ErrorSums(7, 2, 0.1, 0.2, 1e300, 3)
+TERMS = Terms.of(
+    UpdateSpec(OptimizerSpec(name="momentum"), ModelSpec(task="regression"), Layout((4, 1), bias=True)), 3, ("momentum",)
+)
 
 
 class ScriptedWorker:
@@ -46,12 +53,12 @@ class ScriptedWorker:
 
 
 @pytest.fixture
-def connect() -> Iterator[Callable[[Any], tuple[Link, SharedArrays]]]:
-    """Connects a worker in a thread of its own; returns its link and the weights it sees."""
+def connect() -> Iterator[Callable[[Any], tuple[Link, Arena]]]:
+    """Connects a worker in a thread of its own; returns its link and the memory it shares."""
     listener, links, threads = Listener(), [], []
 
-    def make(worker: Any) -> tuple[Link, SharedArrays]:
-        thread = threading.Thread(target=serve, args=(worker, listener.address))
+    def make(worker: Any) -> tuple[Link, Arena]:
+        thread = threading.Thread(target=serve, args=(worker, listener.address, TERMS))
         thread.start()
         threads.append(thread)
         readable(listener)
@@ -60,9 +67,9 @@ def connect() -> Iterator[Callable[[Any], tuple[Link, SharedArrays]]]:
         pid, link = accepted
         assert pid == os.getpid()
         links.append(link)
-        weights = SharedArrays.create(2, 5, "float32")
-        link.share(weights, 3)
-        return link, weights
+        arena = Arena.create(TERMS)
+        link.share(arena)
+        return link, arena
 
     yield make
     for link in links:
@@ -86,21 +93,21 @@ def test_a_task_survives_its_message(task: ComputeGradients | Evaluate) -> None:
 
 
 def test_an_answer_survives_its_message_and_its_sums_stay_where_they_are() -> None:
-    arrays = [np.zeros(3, "float32") for _ in range(4)]
+    arrays = [np.zeros(3, "float32") for _ in range(8)]
     no_classes = ErrorSums(1, 1, float("inf"), float("-inf"), 0.0, None)
-    answer = {(2, 0): GradientSum(arrays[2], SUMS), (0, 4): None, (1, 3): GradientSum(arrays[0], no_classes)}
+    answer = {(2, 0): GradientSum(arrays[0], SUMS), (0, 4): None, (1, 3): GradientSum(arrays[6], no_classes)}
 
-    found, seconds = decode_answer(encode_answer(answer, arrays, 0.25), arrays)
+    found, seconds = decode_answer(encode_answer(answer, 0.25), arrays)
 
     assert isinstance(found, dict)
     assert seconds == 0.25
     assert list(found) == list(answer)
-    assert found[2, 0].gradient_P is arrays[2]
-    assert found[1, 3].gradient_P is arrays[0]
+    assert found[2, 0].gradient_P is arrays[0]
+    assert found[1, 3].gradient_P is arrays[6]
     assert (found[2, 0].errors, found[0, 4], found[1, 3].errors) == (SUMS, None, no_classes)
     errors: dict[tuple[int, int], GradientSum | ErrorSums | None] = {(0, 0): SUMS, (0, 1): None}
-    assert decode_answer(encode_answer(errors, (), 0.0), ()) == (errors, 0.0)
-    assert decode_answer(encode_answer({}, (), 1.0), ()) == ({}, 1.0)
+    assert decode_answer(encode_answer(errors, 0.0), ()) == (errors, 0.0)
+    assert decode_answer(encode_answer({}, 1.0), ()) == ({}, 1.0)
 
 
 class UnpicklableError(Exception):
@@ -118,17 +125,15 @@ def test_a_failure_is_raised_at_the_other_end() -> None:
     assert isinstance(pickle.loads(pickle.dumps(LinkLostError())), LinkLostError)
 
 
-def test_weights_and_sums_are_seen_by_both_ends(connect: Callable[[Any], tuple[Link, SharedArrays]]) -> None:
+def test_weights_and_sums_are_seen_by_both_ends(connect: Callable[[Any], tuple[Link, Arena]]) -> None:
     def answer(task: Task, weights_P: Floats, room: list[Floats]) -> Answer:
         assert task == ComputeGradients(4, (0, 1))
-        with pytest.raises(ValueError, match="read-only"):
-            weights_P[0] = 1
-        np.multiply(weights_P, 2, out=room[1])
-        return {(1, 0): GradientSum(room[1], SUMS)}
+        np.multiply(weights_P, 2, out=room[2])
+        return {(1, 1): GradientSum(room[2], SUMS)}
 
     worker = ScriptedWorker(answer)
-    link, weights = connect(worker)
-    weights.arrays[1][:] = range(5)
+    link, arena = connect(worker)
+    arena.weights[1][:] = range(5)
 
     link.submit(ComputeGradients(4, (0, 1)), 1)
     readable(link)
@@ -137,13 +142,13 @@ def test_weights_and_sums_are_seen_by_both_ends(connect: Callable[[Any], tuple[L
     assert answered is not None
     assert link.answer() is None
     ((node, part),) = answered[0].items()  # type: ignore[union-attr]
-    assert node == (1, 0)
+    assert node == (1, 1)
     assert part.gradient_P.tolist() == [0, 2, 4, 6, 8]
-    assert not part.gradient_P.flags.writeable
+    assert part.gradient_P is arena.sums[2]
     assert worker.anticipated.wait(PATIENCE_SECONDS)
 
 
-def test_a_worker_goes_on_after_a_failure(connect: Callable[[Any], tuple[Link, SharedArrays]]) -> None:
+def test_a_worker_goes_on_after_a_failure(connect: Callable[[Any], tuple[Link, Arena]]) -> None:
     failures = iter([DataError("rows.csv: gone")])
 
     def answer(task: Task, weights_P: Floats, room: list[Floats]) -> Answer:
@@ -164,7 +169,7 @@ def test_a_worker_goes_on_after_a_failure(connect: Callable[[Any], tuple[Link, S
     assert answered[0] == {(0, 0): SUMS}
 
 
-def test_an_end_that_goes_is_noticed_at_the_other(connect: Callable[[Any], tuple[Link, SharedArrays]]) -> None:
+def test_an_end_that_goes_is_noticed_at_the_other(connect: Callable[[Any], tuple[Link, Arena]]) -> None:
     def answer(task: Task, weights_P: Floats, room: list[Floats]) -> Answer:
         raise ConnectionResetError
 
@@ -174,6 +179,7 @@ def test_an_end_that_goes_is_noticed_at_the_other(connect: Callable[[Any], tuple
     with pytest.raises(LinkLostError):
         link.answer()
     link.submit(Evaluate("train", (0,)), 0)  # into the void, which reading has told
+    assert link.await_end(PATIENCE_SECONDS)
 
 
 def test_shared_arrays_begin_at_0_lie_apart_and_leave_nothing_behind() -> None:
@@ -185,7 +191,7 @@ def test_shared_arrays_begin_at_0_lie_apart_and_leave_nothing_behind() -> None:
 
     assert not second.any()
     assert (second.__array_interface__["data"][0] - first.__array_interface__["data"][0]) % 4096 == 0
-    mapped = SharedArrays(os.dup(shared.descriptor), 3, 1500, "float64", writeable=False)
+    mapped = SharedArrays(os.dup(shared.descriptor), 3, 1500, "float64")
     assert mapped.arrays[2].tolist() == third.tolist()
     del shared, mapped
     assert third[0] == 3

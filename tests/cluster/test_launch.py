@@ -57,7 +57,7 @@ def test_an_error_of_a_worker_keeps_its_words(small_job: Jobs, tmp_path: Path) -
 
 
 def test_workers_that_the_cluster_can_not_place_are_named(small_job: Jobs, tmp_path: Path) -> None:
-    job = small_job({"workers.count": 3, "workers.cpus": 2.0, "workers.wait_seconds": 3.0})
+    job = small_job({"workers.count": 3, "workers.cpus": 2.0, "workers.wait_seconds": 12.0})
     with pytest.raises(PoolError, match=r"placed 2 of 3 workers of 2 CPUs"):
         train(job, tmp_path / "run")
 

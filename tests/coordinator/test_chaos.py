@@ -9,6 +9,7 @@ import pytest
 
 from coordinator.crew import Answered, Event, Joined, Lost
 from coordinator.records import Noticed, Summary
+from coordinator.update import Parameters, Updater
 from worker.arrays import Floats
 from worker.blas import fingerprint
 from worker.engine import Worker
@@ -19,6 +20,8 @@ Document = dict[str, dict[str, Any]]
 
 class ChaosPool:
     """Workers of this process that come and go by a seed: while scanning, loading, computing and evaluating."""
+
+    ahead: None = None
 
     def __init__(self, seed: int, rate: float, most: int) -> None:
         self._chance = random.Random(seed)
@@ -37,8 +40,9 @@ class ChaosPool:
         self._coming.append(Joined(self._numbers, fingerprint()))
         self._numbers += 1
 
-    def make_room(self, parameters: int, dtype: str, shards: int) -> tuple[Floats, Floats]:
-        return np.full(parameters, np.nan, dtype), np.full(parameters, np.nan, dtype)
+    def make_room(self, start: Parameters, updater: Updater, shards: int) -> tuple[Parameters, Parameters]:
+        first_P, second_P = (np.full_like(start.weights_P, np.nan) for _ in range(2))
+        return Parameters(first_P, start.optimizer), Parameters(second_P, start.optimizer)
 
     def publish(self, weights_P: Floats) -> None:
         self._weights_P = weights_P

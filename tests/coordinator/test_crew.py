@@ -31,6 +31,7 @@ class Script:
         self.given: dict[int, Task] = {}
         self.gave_up: list[str] = []
         self.computed: Counter[int] = Counter()
+        self._status: dict[int, object] = {}
         for worker in range(workers):
             self.tell(Joined(worker, {}))
 
@@ -60,6 +61,9 @@ class Script:
             self.answer(next(iter(self.given)))
 
     def _note(self, instructions: list[Instruction]) -> None:
+        crew = self.crew
+        status = crew.members, crew.newcomers, crew.lost, crew.recomputed, crew.moved, crew.share_sizes
+        assert self._status.setdefault(crew.changes, status) == status, "a change is counted"
         for instruction in instructions:
             if isinstance(instruction, GiveUp):
                 self.gave_up.append(instruction.reason)

@@ -13,7 +13,7 @@ from coordinator.optimizers import (
     make_optimizer,
     scale_by_learning_rate,
 )
-from coordinator.update import PartialSums, Updated, Updater
+from coordinator.update import Parameters, PartialSums, Updated, Updater
 from worker.arrays import Floats
 from worker.errors import JobError
 from worker.model import Layout, ModelSpec
@@ -60,7 +60,9 @@ def test_clipping_scales_all_arrays_by_their_global_norm() -> None:
     spec = OptimizerSpec(name="sgd", learning_rate=1.0, clip_norm=1.5)
     updater = Updater(spec, ModelSpec(task="regression", dtype="float64"), Layout((10, 1), bias=False))
 
-    updated = updater.update(updater.start(np.zeros(10)), PartialSums([4 * before]), 4, Step(1, 1.0), np.empty(10))
+    updated = updater.update(
+        updater.start(np.zeros(10)), PartialSums([4 * before]), 4, Step(1, 1.0), Parameters(np.empty(10), {})
+    )
 
     assert isinstance(updated, Updated)
     np.testing.assert_allclose(-updated.parameters.weights_P, after, rtol=0, atol=1e-12)

@@ -11,6 +11,7 @@ from coordinator.crew import Event as PoolEvent
 from coordinator.dispatch import PoolError
 from coordinator.pool import InProcessPool, WorkersSpec
 from coordinator.records import Event, Finished, Noticed, RoundDone, Summary
+from coordinator.update import Parameters, Updater
 from worker.arrays import Floats
 from worker.blas import fingerprint
 from worker.engine import Worker
@@ -30,6 +31,8 @@ class ScriptedPool:
     come when the slices of a round are asked for.
     """
 
+    ahead: None = None
+
     def __init__(self, workers: int, dies: Fate = lambda worker, task: None, joins: dict[int, list[int]] | None = None) -> None:
         self._workers: dict[int, Worker] = {}
         self._events: list[PoolEvent] = []
@@ -41,8 +44,9 @@ class ScriptedPool:
         self._workers |= {number: Worker() for number in numbers}
         self._events += [Joined(number, fingerprint()) for number in numbers]
 
-    def make_room(self, parameters: int, dtype: str, shards: int) -> tuple[Floats, Floats]:
-        return np.full(parameters, np.nan, dtype), np.full(parameters, np.nan, dtype)
+    def make_room(self, start: Parameters, updater: Updater, shards: int) -> tuple[Parameters, Parameters]:
+        first_P, second_P = (np.full_like(start.weights_P, np.nan) for _ in range(2))
+        return Parameters(first_P, start.optimizer), Parameters(second_P, start.optimizer)
 
     def publish(self, weights_P: Floats) -> None:
         self._weights_P = weights_P.copy()
@@ -139,6 +143,18 @@ def test_no_fate_of_the_workers_changes_a_bit(
     ]
     assert summary.rows_trained == summary.rows_expected == expected.rows_trained
     assert summary.worker_failures == lost
+
+
+@pytest.mark.parametrize(("deaths", "lost"), [([], [0]), ([(1, 2)], [0, 1])], ids=["nobody dies", "one dies in the third round"])
+def test_rounds_have_the_same_status_of_the_crew_until_it_changes(
+    run_job: Run, blobs_job: Document, deaths: list[tuple[int, int]], lost: list[int]
+) -> None:
+    events, _ = run_job(blobs_job, {"workers.count": 3}, pool=ScriptedPool(3, dies_in(ComputeGradients, *deaths)))
+
+    crews = [event.crew for event in events if isinstance(event, RoundDone)]
+    different = list({id(crew): crew for crew in crews}.values())
+    assert [crew.lost for crew in different] == lost
+    assert all(sum(crew.shares.values()) == 5 for crew in different)
 
 
 def test_the_user_is_told_which_worker_was_lost_and_why(run_job: Run, blobs_job: Document) -> None:

@@ -15,7 +15,8 @@ STEP = Step(1, 1.0)
 
 
 def update(updater: Updater, parameters: Parameters, gradient_sum_P: Floats, rows: int, step: Step = STEP) -> Updated | Refused:
-    return updater.update(parameters, PartialSums([gradient_sum_P]), rows, step, np.full_like(parameters.weights_P, np.nan))
+    new = Parameters(np.full_like(parameters.weights_P, np.nan), parameters.optimizer)
+    return updater.update(parameters, PartialSums([gradient_sum_P]), rows, step, new)
 
 
 def new_weights(updater: Updater, weights_P: Floats, gradient_sum_P: Floats, rows: int) -> Floats:
@@ -60,7 +61,7 @@ def test_an_update_changes_neither_the_weights_before_nor_the_sums(clip_norm: fl
         array.setflags(write=False)
     new_P = np.empty(LAYOUT.size, "float32")
 
-    updated = updater.update(parameters, sums, 2, STEP, new_P)
+    updated = updater.update(parameters, sums, 2, STEP, Parameters(new_P, parameters.optimizer))
 
     assert isinstance(updated, Updated)
     assert updated.parameters.weights_P is new_P
@@ -73,7 +74,7 @@ def test_partial_sums_are_added_in_their_order() -> None:
     parameters = updater.start(np.zeros(LAYOUT.size))
 
     found = [
-        updater.update(parameters, PartialSums(parts, additions), 1, STEP, np.empty(LAYOUT.size))
+        updater.update(parameters, PartialSums(parts, additions), 1, STEP, Parameters(np.empty(LAYOUT.size), {}))
         for additions in (((0, 2), (1, 3), (0, 1)), ((0, 1), (2, 3), (0, 2)))
     ]
 
@@ -160,7 +161,7 @@ def test_weights_that_would_overflow_are_refused(dtype: str) -> None:
 
     refused = update(updater, start, np.full(layout.size, 2.0, dtype), 1, step)
 
-    assert refused == Refused("the updated weights are not finite", state_lost=True)
+    assert refused == Refused("the updated weights are not finite")
     assert not start.weights_P.any()
 
 
