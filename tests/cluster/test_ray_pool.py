@@ -105,6 +105,12 @@ def test_a_linked_worker_that_dies_while_idle_is_noticed_and_replaced(small_job:
     assert [type(event).__name__ for event in events] == ["Lost", "Joined"]
 
 
+def is_stopped(pid: int) -> bool:
+    return all(
+        (thread / "stat").read_text().rsplit(")", 1)[1].split()[0] == "T" for thread in Path(f"/proc/{pid}/task").iterdir()
+    )
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_death_is_noticed_whichever_answer_is_waited_for(
     victim: int, small_job: Callable[..., JobSpec], tmp_path: Path
@@ -118,6 +124,8 @@ def test_a_death_is_noticed_whichever_answer_is_waited_for(
     pids = [member.place.pid for member in pool._members.values() if member.place is not None]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)  # so that neither answers
+    while not all(is_stopped(pid) for pid in pids) and monotonic() < until:
+        pool.wait(0.01)
     for worker in (0, 1):
         pool.submit(worker, ComputeGradients(0, (worker,)), PATIENCE_SECONDS)
     os.kill(pids[victim], 9)
