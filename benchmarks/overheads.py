@@ -155,7 +155,11 @@ def _write_rows(path: Path, rows: int, inputs: int) -> None:
 
 
 def empty_rounds() -> dict[str, float]:
-    """Return the microseconds that a round of no rows takes, from publishing the weights to having all answers."""
+    """Return the microseconds that a round takes beside its arithmetic.
+
+    Once with the coordinator asking for rounds of no rows one by one, from publishing the weights to having all answers; and once
+    with workers that run rounds by themselves, what they take for computing and updating subtracted.
+    """
     from cluster.launch import LOCAL, connected
     from cluster.ray_pool import RayPool
     from coordinator.job import parse_job
@@ -173,17 +177,35 @@ def empty_rounds() -> dict[str, float]:
             job = parse_job(document | {"workers": {"count": count}})
             pool = RayPool(job.workers)
             prepared = prepare(Order(job, Path(name) / "run", time()), inspect(job), pool)
-            weights_P, _ = prepared.dispatcher.make_room(prepared.layout.size, "float32")
+            places = prepared.dispatcher.make_room(prepared.start.parameters, prepared.updater)
+            places[0].take(prepared.start.parameters)
             while pool.linked < count:
                 pool.wait(0.01)
             times = []
             for number in range(ROUNDS):
                 began = perf_counter()
-                prepared.dispatcher.publish(weights_P)
+                prepared.dispatcher.publish(places[0].weights_P)
                 prepared.dispatcher.ask("round", lambda shards, number=number: ComputeGradients(number, ()))
                 times.append(perf_counter() - began)
+            who = f"{count} worker{'s' if count > 1 else ''}"
+            found[f"{who}, asked for, µs"] = 1e6 * median(times)
+            if count <= len(os.sched_getaffinity(0)):
+                found[f"{who}, by themselves, µs"] = 1e6 * median(_meetings(prepared.dispatcher))
             pool.close()
-            found[f"{count} worker{'s' if count > 1 else ''}, µs"] = 1e6 * median(times)
+    return found
+
+
+def _meetings(dispatcher: Any) -> list[float]:
+    """Return what rounds that workers run by themselves take beside computing and updating, in seconds."""
+    from coordinator.ahead import MOST_ROUNDS, Ahead
+
+    found: list[float] = []
+    while len(found) < ROUNDS:
+        rates, first = (0.0,) * MOST_ROUNDS, len(found)
+        if not dispatcher.run_ahead(lambda shares, rates=rates, first=first: Ahead(first, rates, first % 2, shares)):
+            raise SystemExit("the workers can't run rounds by themselves")
+        ran = dispatcher.ran()
+        found += [run.duration - max(run.seconds.values()) - run.reduce_seconds - run.update_seconds for run in ran]
     return found
 
 
