@@ -1,4 +1,4 @@
-"""Measure what isograd costs beside arithmetic: start-up, an empty round, independence of the workers, watchers, scaling, memory.
+"""Measure what isograd costs beside the arithmetic: start-up, an empty round, independence of the workers, scaling, memory.
 
 Run as `make overheads`. Each figure is a median over turns that alternate between the things compared.
 """
@@ -20,7 +20,6 @@ from typing import Any, Final
 import click
 import numpy as np
 from contenders import isograd
-from watchers import watched
 from works import WORKS, Work
 
 LAST_FOUR: Final = WORKS[2:6]
@@ -81,7 +80,7 @@ count = 2
 @click.command()
 @click.option("--repeats", default=3, show_default=True, help="Turns of each thing measured.")
 @click.option("--seconds", default=4.0, show_default=True, help="How long a speed is measured.")
-@click.option("--only", multiple=True, type=click.Choice(["startup", "round", "shards", "workers", "metrics", "memory"]))
+@click.option("--only", multiple=True, type=click.Choice(["startup", "round", "shards", "workers", "memory"]))
 @click.option("--output", type=click.Path(path_type=Path), default=Path("runs/overheads.json"), show_default=True)
 def main(repeats: int, seconds: float, only: tuple[str, ...], output: Path) -> None:
     """Measure, print and write down."""
@@ -90,7 +89,6 @@ def main(repeats: int, seconds: float, only: tuple[str, ...], output: Path) -> N
         "round": empty_rounds,
         "shards": lambda: speeds(repeats, seconds, {"2 shards": (2, 2), "4 shards": (4, 2), "8 shards": (8, 2)}),
         "workers": lambda: speeds(repeats, seconds, {"1 worker": (4, 1), "2 workers": (4, 2)}),
-        "metrics": lambda: watched(2 * repeats, seconds / 2),
         "memory": memory,
     }
     found: dict[str, dict[str, float]] = {}
@@ -157,7 +155,11 @@ def _write_rows(path: Path, rows: int, inputs: int) -> None:
 
 
 def empty_rounds() -> dict[str, float]:
-    """Return the microseconds that a round of no rows takes, from publishing the weights to having all answers."""
+    """Return the microseconds that a round takes beside its arithmetic.
+
+    Once with the coordinator asking for rounds of no rows one by one, from publishing the weights to having all answers; and once
+    with workers that run rounds by themselves, what they take for computing and updating subtracted.
+    """
     from cluster.launch import LOCAL, connected
     from cluster.ray_pool import RayPool
     from coordinator.job import parse_job
@@ -175,17 +177,35 @@ def empty_rounds() -> dict[str, float]:
             job = parse_job(document | {"workers": {"count": count}})
             pool = RayPool(job.workers)
             prepared = prepare(Order(job, Path(name) / "run", time()), inspect(job), pool)
-            weights_P = prepared.dispatcher.make_room(prepared.start.parameters, prepared.updater)[0].weights_P
+            places = prepared.dispatcher.make_room(prepared.start.parameters, prepared.updater)
+            places[0].take(prepared.start.parameters)
             while pool.linked < count:
                 pool.wait(0.01)
             times = []
             for number in range(ROUNDS):
                 began = perf_counter()
-                prepared.dispatcher.publish(weights_P)
+                prepared.dispatcher.publish(places[0].weights_P)
                 prepared.dispatcher.ask("round", lambda shards, number=number: ComputeGradients(number, ()))
                 times.append(perf_counter() - began)
+            who = f"{count} worker{'s' if count > 1 else ''}"
+            found[f"{who}, asked for, µs"] = 1e6 * median(times)
+            if count <= len(os.sched_getaffinity(0)):
+                found[f"{who}, by themselves, µs"] = 1e6 * median(_meetings(prepared.dispatcher))
             pool.close()
-            found[f"{count} worker{'s' if count > 1 else ''}, µs"] = 1e6 * median(times)
+    return found
+
+
+def _meetings(dispatcher: Any) -> list[float]:
+    """Return what rounds that workers run by themselves take beside computing and updating, in seconds."""
+    from coordinator.ahead import MOST_ROUNDS, Ahead
+
+    found: list[float] = []
+    while len(found) < ROUNDS:
+        rates, first = (0.0,) * MOST_ROUNDS, len(found)
+        if not dispatcher.run_ahead(lambda shares, rates=rates, first=first: Ahead(first, rates, first % 2, shares)):
+            raise SystemExit("the workers can't run rounds by themselves")
+        ran = dispatcher.ran()
+        found += [run.duration - max(run.seconds.values()) - run.reduce_seconds - run.update_seconds for run in ran]
     return found
 
 

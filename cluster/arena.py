@@ -142,6 +142,11 @@ class Board:
         self.squares = cut(MOST_ROUNDS, blocks)
         self.times = cut(MOST_ROUNDS, shards, 3)
         self.ends = cut(MOST_ROUNDS)
+        self._shards, self._blocks = shards, blocks
+        # Single numbers are written and read faster through these than through arrays.
+        self._errors, self._squares, self._times = (
+            part.reshape(-1).data.cast("B").cast("d") for part in (self.errors, self.squares, self.times)
+        )
 
     @staticmethod
     def entries(terms: Terms) -> int:
@@ -156,6 +161,32 @@ class Board:
     def flag(self, rank: int) -> int:
         """Return how far a worker is."""
         return self.flags[CACHE_LINE * (rank + 1)]
+
+    def put_errors(self, number: int, shard: int, numbers: Sequence[float]) -> None:
+        """Write the errors of the node that begins with this shard."""
+        self._put(self._errors, 5 * (number * self._shards + shard), numbers)
+
+    def errors_of(self, number: int, shard: int) -> Sequence[float]:
+        """Return them."""
+        start = 5 * (number * self._shards + shard)
+        return self._errors[start : start + 5].tolist()
+
+    def put_squares(self, number: int, first: int, squares: Sequence[float]) -> None:
+        """Write the squares of a round's blocks from the first of them on."""
+        self._put(self._squares, number * self._blocks + first, squares)
+
+    def squares_of(self, number: int) -> Sequence[float]:
+        """Return the squares of all blocks of a round."""
+        return self._squares[number * self._blocks : (number + 1) * self._blocks].tolist()
+
+    def put_times(self, number: int, rank: int, times: Sequence[float]) -> None:
+        """Write what a worker took for a round."""
+        self._put(self._times, 3 * (number * self._shards + rank), times)
+
+    @staticmethod
+    def _put(memory: "memoryview[float]", start: int, numbers: Sequence[float]) -> None:
+        for place, number in enumerate(numbers, start):
+            memory[place] = number
 
     def stop(self, ticket: int) -> None:
         """Have the workers of this run of rounds stop where they are."""

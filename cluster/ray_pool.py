@@ -164,7 +164,8 @@ class RayPool:
         return self if self._arena is not None and self._arena.terms.ahead else None
 
     def can_run_ahead(self, workers: Collection[int]) -> bool:
-        return all(self._members[worker].link is not None for worker in workers)
+        # They look out for each other instead of sleeping, which takes a core each.
+        return len(workers) <= len(os.sched_getaffinity(0)) and all(self._members[worker].link is not None for worker in workers)
 
     def run_ahead(self, rounds: Ahead, patience: float | None) -> None:
         assert self._arena is not None

@@ -33,6 +33,9 @@ LOOKS_AWAKE: Final = 20_000
 
 NAP_SECONDS: Final = 100e-6
 
+NOTHING: Final = (0.0,) * 5
+"""The errors of a node without rows."""
+
 _HEAD: Final = struct.Struct("<cBxxxxxxqqii")  # kind, place, ticket, first round, rounds, rank
 
 
@@ -90,7 +93,7 @@ def run_rounds(task: RunRounds, worker: Worker, updater: Updater, arena: Arena, 
             gradients = ComputeGradients(task.first + number, share)
             answer = cast(GradientSums, worker.run(gradients, before.weights_P, arena.sums))
             for node, part in answer.items():
-                board.errors[number, first_member(node)] = _as_numbers(part.errors) if part is not None else 0.0
+                board.put_errors(number, first_member(node), _as_numbers(part.errors) if part is not None else NOTHING)
             seconds = perf_counter() - began
             board.raise_flag(task.rank, task.ticket + 2 * number + 1)
             worker.anticipate(gradients)
@@ -103,13 +106,13 @@ def run_rounds(task: RunRounds, worker: Worker, updater: Updater, arena: Arena, 
             step = Step(task.first + number + 1, rates[number])
             began = perf_counter()
             done = updater.update_blocks(before, sums, rows, step, new, blocks)
-            board.squares[number, blocks.start : blocks.stop] = done.squares if done.finite else float("inf")
+            board.put_squares(number, blocks.start, done.squares if done.finite else [float("inf")] * len(blocks))
             update_seconds = perf_counter() - began - done.reduce_seconds
-            board.times[number, task.rank] = seconds, done.reduce_seconds, update_seconds
+            board.put_times(number, task.rank, (seconds, done.reduce_seconds, update_seconds))
             if task.rank == 0:
                 board.ends[number] = perf_counter()
             board.raise_flag(task.rank, task.ticket + 2 * number + 2)
-            if not meeting.all_at(2 * number + 2) or not isfinite(norm_of(board.squares[number].tolist())):
+            if not meeting.all_at(2 * number + 2) or not isfinite(norm_of(board.squares_of(number))):
                 return
 
 
@@ -193,8 +196,7 @@ def _as_numbers(errors: ErrorSums) -> tuple[float, ...]:
 
 def _survey(board: Board, number: int, nodes: list[Node]) -> tuple[tuple[Node, ...], int, bool]:
     """Return which nodes have rows in a round, how many rows these are, and whether all errors are finite."""
-    errors = board.errors[number].tolist()
-    present = tuple(node for node in nodes if errors[first_member(node)][0])
-    rows = sum(int(errors[first_member(node)][0]) for node in present)
-    finite = all(map(isfinite, (value for node in present for value in errors[first_member(node)])))
-    return present, rows, finite
+    errors = {node: board.errors_of(number, first_member(node)) for node in nodes}
+    present = tuple(node for node, numbers in errors.items() if numbers[0])
+    rows = sum(int(errors[node][0]) for node in present)
+    return present, rows, all(map(isfinite, (value for node in present for value in errors[node])))

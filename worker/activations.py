@@ -14,6 +14,7 @@ from worker.arrays import Floats
 LEAKY_SLOPE: Final = 0.01
 GELU_SCALE: Final = 0.7978845608028654  # sqrt(2 / pi)
 GELU_CUBIC: Final = 0.044715
+SMALL: Final = 4096
 
 
 class Activation(Protocol):
@@ -79,7 +80,12 @@ class Relu:
     in_place: ClassVar[bool] = True
 
     def apply(self, z_KOB: Floats, a_KOB: Floats, scratch_KOB: Floats) -> None:
-        np.clip(z_KOB, 0.0, np.inf, out=a_KOB)  # a third of the time of np.maximum with a number
+        # A third of the time of np.maximum with a number, but for a few entries, where being called is what takes time. Which of
+        # the two it is depends on one slice, since they differ in the sign of a zero.
+        if z_KOB[0].size <= SMALL:
+            np.maximum(z_KOB, 0.0, out=a_KOB)
+        else:
+            np.clip(z_KOB, 0.0, np.inf, out=a_KOB)
 
     def backward(self, z_KOB: Floats, a_KOB: Floats, g_KOB: Floats, scratch_KOB: Floats) -> None:
         np.greater(a_KOB, 0.0, out=scratch_KOB, casting="unsafe")

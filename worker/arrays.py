@@ -42,11 +42,13 @@ def totals(values_KOB: Floats) -> Floats:
     return sums_K
 
 
-def totals_of_squares(values_KOB: Floats) -> Floats:
-    """Return the sum of squares of the entries of each of K blocks, likewise."""
+def totals_and_squares(values_KOB: Floats) -> Floats:
+    """Return the sum and the sum of squares of the entries of each of K blocks (K, 2), likewise."""
     blocks_KN = values_KOB.reshape(len(values_KOB), -1)
     if blocks_KN.shape[1] > SMALL_BLOCK:
-        return np.array([sum_of_squares(block_N) for block_N in blocks_KN])
-    squares_KN = np.square(blocks_KN, dtype=np.float64)
-    sums_K: Floats = np.add.reduce(squares_KN, axis=1)
-    return sums_K
+        return np.array([(np.add.reduce(block_N, dtype=np.float64), sum_of_squares(block_N)) for block_N in blocks_KN])
+    both_K2N = np.empty((len(blocks_KN), 2, blocks_KN.shape[1]))
+    both_K2N[:, 0] = blocks_KN
+    np.square(both_K2N[:, 0], out=both_K2N[:, 1])
+    sums_K2: Floats = np.add.reduce(both_K2N, axis=2)
+    return sums_K2

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from worker.arrays import Floats, Integers
-from worker.batch import Batch
+from worker.batch import CACHED_SHAPES, Batch
 from worker.encoding import Encoding, scan_rows
 from worker.messages import (
     Answer,
@@ -121,23 +121,26 @@ class _Group:
 
     Attributes:
         shards: those that have rows in the round.
-        rows: of each, by their place in its training rows.
-        sizes: how many these are.
+        sizes: how many rows each has.
         additions: in which order their sums are added.
     """
 
     shards: tuple[int, ...]
-    rows: tuple[Integers, ...]
     sizes: tuple[int, ...]
     additions: Additions
 
 
-@dataclass(frozen=True)
+Groups = dict[Node, dict[Node, _Group]]
+"""The groups of each node that is to be answered, by their own nodes."""
+
+
+@dataclass(frozen=True, eq=False)
 class _RoundPlan:
-    """What a task of a round comes to: the groups of each node that is to be answered, by their own nodes."""
+    """What a task of a round comes to. `rows` are those of each shard, by their place in its training rows."""
 
     task: ComputeGradients
-    nodes: dict[Node, dict[Node, _Group]]
+    nodes: Groups
+    rows: dict[int, Integers]
 
 
 class _Held:
@@ -154,8 +157,9 @@ class _Held:
         self._lent: list[Floats] = []
         self._round = -1
         self._orders: dict[int, tuple[int, Integers]] = {}
+        self._groups_of: dict[tuple[int, ...], Groups] = {}
         self._anticipated: _RoundPlan | None = None
-        self._gathered: _Group | None = None
+        self._gathered: tuple[_RoundPlan, _Group] | None = None
 
     def gradients(self, task: ComputeGradients, weights_P: Floats, room: Sequence[Floats]) -> GradientSums:
         if task.round != self._round:
@@ -163,14 +167,14 @@ class _Held:
             self._free += self._lent
             self._lent, self._round = [], task.round
         plan = self._anticipated if self._anticipated is not None and self._anticipated.task == task else self._plan_round(task)
-        return {node: self._node_sum(node, groups, weights_P, room) for node, groups in plan.nodes.items()}
+        return {node: self._node_sum(plan, node, groups, weights_P, room) for node, groups in plan.nodes.items()}
 
     def anticipate(self, task: ComputeGradients) -> None:
         """Plan the round after this one, and gather its first rows, on the guess that the same shards will be asked for."""
         self._anticipated = plan = self._plan_round(ComputeGradients(task.round + 1, task.shards))
         first = next((group for groups in plan.nodes.values() for group in groups.values()), None)
         if first is not None:
-            self._gather(first)
+            self._gather(plan, first)
 
     def evaluate(self, task: Evaluate, weights_P: Floats) -> ErrorSumsByNode:
         count = self._plan.shards
@@ -191,25 +195,34 @@ class _Held:
         rows: dict[int, Integers] = {}
         for shard in task.shards:
             first, last = self._plan.slice_range(round_in_epoch, shard)
-            if first < last:
-                rows[shard] = self._order(epoch, shard)[first:last]
-        return _RoundPlan(task, {node: dict(self._groups(node, rows)) for node in _cover(task.shards, self._plan.shards)})
+            rows[shard] = self._order(epoch, shard)[first:last]
+        sizes = {shard: len(chosen) for shard, chosen in rows.items()}
+        # Slices differ by one row from round to round, so there are only a few combinations of sizes.
+        key = (*task.shards, *sizes.values())
+        nodes = self._groups_of.get(key)
+        if nodes is None:
+            if len(self._groups_of) >= CACHED_SHAPES:
+                self._groups_of.clear()
+            nodes = {node: dict(self._groups(node, sizes)) for node in _cover(task.shards, self._plan.shards)}
+            self._groups_of[key] = nodes
+        return _RoundPlan(task, nodes, rows)
 
-    def _groups(self, node: Node, rows: dict[int, Integers]) -> Iterator[tuple[Node, _Group]]:
+    def _groups(self, node: Node, sizes: dict[int, int]) -> Iterator[tuple[Node, _Group]]:
         """Yield the largest groups from `node` down whose slices fit into the buffers together, with their nodes."""
-        shards = tuple(shard for shard in members(node, self._plan.shards) if shard in rows)
-        sizes = tuple(len(rows[shard]) for shard in shards)
-        if node[0] == 0 or sum(sizes) <= self._most_rows:
+        shards = tuple(shard for shard in members(node, self._plan.shards) if sizes[shard])
+        found = tuple(sizes[shard] for shard in shards)
+        if node[0] == 0 or sum(found) <= self._most_rows:
             if shards:
-                chosen = tuple(rows[shard] for shard in shards)
-                yield node, _Group(shards, chosen, sizes, _additions(node, self._plan.shards, shards))
+                yield node, _Group(shards, found, _additions(node, self._plan.shards, shards))
             return
         for child in children(node, self._plan.shards):
-            yield from self._groups(child, rows)
+            yield from self._groups(child, sizes)
 
-    def _node_sum(self, node: Node, groups: dict[Node, _Group], weights_P: Floats, room: Sequence[Floats]) -> GradientSum | None:
+    def _node_sum(
+        self, plan: _RoundPlan, node: Node, groups: dict[Node, _Group], weights_P: Floats, room: Sequence[Floats]
+    ) -> GradientSum | None:
         if groups.keys() == {node}:
-            return self._group_sum(groups[node], weights_P, self._place(node, weights_P, room))
+            return self._group_sum(plan, groups[node], weights_P, self._place(node, weights_P, room))
         # The first group's memory is where the node's sum ends up.
         first = next(iter(groups), None)
 
@@ -217,25 +230,24 @@ class _Held:
             if found not in groups:
                 return None
             gradient_P = self._place(node, weights_P, room) if found == first else self._spare(weights_P)
-            return self._group_sum(groups[found], weights_P, gradient_P)
+            return self._group_sum(plan, groups[found], weights_P, gradient_P)
 
         return tree_sum(node, self._plan.shards, compute, self._add, lambda found: found in groups or found[0] == 0)
 
-    def _group_sum(self, group: _Group, weights_P: Floats, gradient_P: Floats) -> GradientSum:
-        batch = self._gather(group)
+    def _group_sum(self, plan: _RoundPlan, group: _Group, weights_P: Floats, gradient_P: Floats) -> GradientSum:
+        batch = self._gather(plan, group)
         self._gathered = None
         draws = None
         if self._dropout:
             draws = [stream(self._plan.seed, Purpose.DROPOUT, self._round, shard) for shard in group.shards]
         return GradientSum(gradient_P, self._network.gradient_sums(weights_P, batch, group.additions, gradient_P, draws))
 
-    def _gather(self, group: _Group) -> Batch:
+    def _gather(self, plan: _RoundPlan, group: _Group) -> Batch:
         batch = self._network.batch(group.sizes)
-        if self._gathered is not group:
-            slices = zip(group.shards, group.rows, pairwise(batch.bounds), batch.targets, strict=True)
-            for shard, rows_B, (first, last), t_OB in slices:
-                gather(self.shards[shard].training, rows_B, batch.x_RI[first:last], t_OB)
-            self._gathered = group
+        if self._gathered != (plan, group):
+            for shard, (first, last), t_OB in zip(group.shards, pairwise(batch.bounds), batch.targets, strict=True):
+                gather(self.shards[shard].training, plan.rows[shard], batch.x_RI[first:last], t_OB)
+            self._gathered = plan, group
         return batch
 
     def _order(self, epoch: int, number: int) -> Integers:

@@ -14,7 +14,7 @@ from typing import Final, Self
 import numpy as np
 
 from worker.activations import ACTIVATIONS
-from worker.arrays import Floats, Integers, totals, totals_of_squares
+from worker.arrays import Floats, Integers, totals_and_squares
 from worker.batch import Batch, Buffers, Run
 from worker.gradients import GradientStack
 from worker.losses import make_head
@@ -210,8 +210,7 @@ class Network:
         difference_KOB = top.scratch_KOB
         np.subtract(top.a_KOB, run.t_KOB, out=difference_KOB)
         np.abs(difference_KOB, out=difference_KOB)
-        sums[:, 1] = totals(difference_KOB)
-        sums[:, 2] = totals_of_squares(difference_KOB)
+        sums[:, 1:3] = totals_and_squares(difference_KOB)
         if self.spec.task != "regression":
             sums[:, 3] = np.add.reduce(_decide(top.a_KOB) != _decide(run.t_KOB), axis=1)
         return sums

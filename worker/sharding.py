@@ -86,10 +86,7 @@ class ShardPlan:
         Row j of shard s's permutation has place j·S + s, and round t takes the places from floor(t·N/T) to
         floor((t+1)·N/T), so each row is used exactly once an epoch and rounds differ by at most one row.
         """
-        first = round_in_epoch * self.training_rows // self.rounds_per_epoch
-        last = (round_in_epoch + 1) * self.training_rows // self.rounds_per_epoch
-
-        def rows_before(place: int) -> int:
-            return max(0, -(-(place - shard) // self.shards))
-
-        return rows_before(first), rows_before(last)
+        # Asked for every slice, so each property only once.
+        rows, rounds, shards = self.training_rows, self.rounds_per_epoch, self.shards
+        first, last = round_in_epoch * rows // rounds, (round_in_epoch + 1) * rows // rounds
+        return max(0, -((shard - first) // shards)), max(0, -((shard - last) // shards))

@@ -77,16 +77,6 @@ def test_both_ways_of_exchange_give_the_bits_of_one_process(
     assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
-def test_rounds_tell_of_the_workers_that_ran_them_though_one_died_since(
-    small_job: Callable[..., JobSpec], tmp_path: Path
-) -> None:
-    job = small_job({"workers.count": 2, "training.epochs": 30})
-    pool = RayPool(job.workers, kill_in_round=60)
-    summary = train(job, tmp_path / "run", pool)
-    pool.close()
-    assert summary.worker_failures == 1
-
-
 def test_a_linked_worker_that_dies_while_idle_is_noticed_and_replaced(small_job: Callable[..., JobSpec], tmp_path: Path) -> None:
     job = small_job({"workers.count": 1, "training.epochs": 1})
     pool = RayPool(job.workers)

@@ -1,22 +1,24 @@
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from coordinator.ahead import Ahead, RoundRun
 from coordinator.crew import Answered, Joined, Lost
 from coordinator.crew import Event as PoolEvent
 from coordinator.dispatch import PoolError
-from coordinator.pool import InProcessPool, WorkersSpec
+from coordinator.pool import InProcessPool, RunsAhead, WorkersSpec
 from coordinator.records import Event, Finished, Noticed, RoundDone, Summary
 from coordinator.update import Parameters, Updater
 from worker.arrays import Floats
 from worker.blas import fingerprint
 from worker.engine import Worker
 from worker.messages import Answer, ComputeGradients, CountRows, PrepareShards, Task
-from worker.network import GradientSum
+from worker.network import ErrorSums, GradientSum
+from worker.tree import root
 
 Document = dict[str, dict[str, Any]]
 Begin = Callable[..., Iterator[Event]]
@@ -31,7 +33,7 @@ class ScriptedPool:
     come when the slices of a round are asked for.
     """
 
-    ahead: None = None
+    ahead: RunsAhead | None = None
 
     def __init__(self, workers: int, dies: Fate = lambda worker, task: None, joins: dict[int, list[int]] | None = None) -> None:
         self._workers: dict[int, Worker] = {}
@@ -57,17 +59,51 @@ class ScriptedPool:
             self._come(self._joins.pop(task.round, []))
         cause = self._dies(worker, task)
         if cause is not None:
-            del self._workers[worker]
-            self._events.append(Lost(worker, cause))
+            self.lose(worker, cause)
         else:
             answer = self._workers[worker].run(pickle.loads(pickle.dumps(task)), self._weights_P)
             self._events.append(Answered(worker, read_only(pickle.loads(pickle.dumps(answer)))))
+
+    def lose(self, worker: int, cause: str) -> None:
+        del self._workers[worker]
+        self._events.append(Lost(worker, cause))
+
+    @property
+    def quiet(self) -> bool:
+        return not self._events
 
     def wait(self, seconds: float) -> list[PoolEvent]:
         return [self._events.pop()] if self._events else []
 
     def close(self) -> None:
         self._workers.clear()
+
+
+class TwoRounds:
+    """Tells, once, of two rounds that workers have run by themselves before one of them died. The parameters stay as they are."""
+
+    def __init__(self, pool: ScriptedPool, victim: int) -> None:
+        self._pool, self._victim = pool, victim
+        self._rounds: Ahead | None = None
+
+    def can_run_ahead(self, workers: Collection[int]) -> bool:
+        return self._rounds is None
+
+    def run_ahead(self, rounds: Ahead, patience: float | None) -> None:
+        self._rounds = rounds
+        self._pool.lose(self._victim, "killed")
+
+    def stop_ahead(self) -> None:
+        raise AssertionError("there is no reason to")
+
+    def ran(self) -> list[RoundRun] | None:
+        assert self._rounds is not None
+        if not self._pool.quiet:
+            return None
+        errors = ErrorSums(rows=16, outputs=3, loss=1.0, absolute=1.0, squared=1.0, wrong=0)
+        seconds = dict.fromkeys(self._rounds.shares, 0.01)
+        run = RoundRun({root(5): errors}, 1.0, 0.0, seconds, reduce_seconds=0.001, update_seconds=0.001, duration=0.02)
+        return [run, run]
 
 
 def read_only(answer: Answer) -> Answer:
@@ -155,6 +191,19 @@ def test_rounds_have_the_same_status_of_the_crew_until_it_changes(
     different = list({id(crew): crew for crew in crews}.values())
     assert [crew.lost for crew in different] == lost
     assert all(sum(crew.shares.values()) == 5 for crew in different)
+
+
+def test_rounds_tell_of_the_workers_that_ran_them_though_one_died_since(run_job: Run, blobs_job: Document) -> None:
+    pool = ScriptedPool(3)
+    pool.ahead = TwoRounds(pool, victim=1)
+
+    events, summary = run_job(blobs_job, {"workers.count": 3}, pool=pool)
+
+    rounds = [event for event in events if isinstance(event, RoundDone)]
+    assert [event.crew.lost for event in rounds] == [0, 0] + [1] * 10
+    assert [set(event.worker_seconds) for event in rounds[:2]] == [set(event.crew.shares) for event in rounds[:2]]
+    assert set(rounds[2].crew.shares) == {0, 2}
+    assert summary.worker_failures == 1
 
 
 def test_the_user_is_told_which_worker_was_lost_and_why(run_job: Run, blobs_job: Document) -> None:
