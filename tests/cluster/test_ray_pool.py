@@ -58,7 +58,10 @@ def train(job: JobSpec, directory: Path, pool: RayPool) -> Summary:
         if isinstance(event, RoundDone):
             assert sum(event.crew.shares.values()) == job.data.shards
             assert set(event.worker_seconds) <= set(event.crew.shares)
-            assert all(seconds > 0 for seconds in (*event.worker_seconds.values(), *event.phases.values()))
+            assert all(seconds > 0 for seconds in (*event.worker_seconds.values(), *event.phases.values())), (
+                event.phases,
+                event.worker_seconds,
+            )
         if isinstance(event, Finished):
             summary = event.summary
     assert summary is not None
