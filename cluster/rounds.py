@@ -164,15 +164,15 @@ def completed_rounds(arena: Arena, ticket: int, rounds: Ahead, began: float) -> 
         if not isfinite(norm):
             break
         errors, times = board.errors[number].tolist(), board.times[number, : len(ranks)].tolist()
-        seconds, reduce, update = zip(*times, strict=True)
+        _, reduce_seconds, update_seconds = times[0]  # of whom the ends are, so that the phases add up to the duration
         run.append(
             RoundRun(
                 parts={node: _as_sums(errors[first_member(node)], outputs) for node in nodes if errors[first_member(node)][0]},
                 gradient_norm=norm,
                 timestamp=wall - (now - end),
-                seconds=dict(zip(rounds.shares, seconds, strict=True)),
-                reduce_seconds=max(reduce),
-                update_seconds=max(update),
+                seconds={worker: seconds for worker, (seconds, _, _) in zip(rounds.shares, times, strict=True)},
+                reduce_seconds=reduce_seconds,
+                update_seconds=update_seconds,
                 duration=end - before,
             )
         )

@@ -46,9 +46,9 @@ class RoundRun:
         gradient_norm: of the mean gradient.
         timestamp: when it was completed, in seconds since the epoch.
         seconds: how long each worker computed, by its number.
-        reduce_seconds: what adding up took where it took longest.
+        reduce_seconds: what adding up took one of them.
         update_seconds: likewise.
-        duration: since the round before, in seconds.
+        duration: since the round before, by the same one's clock.
     """
 
     parts: Mapping[Node, ErrorSums]

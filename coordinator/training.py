@@ -220,7 +220,7 @@ class Training:
             errors = finish(run.parts, self._plan.shards, ErrorSums.__add__)
             assert errors is not None, "no round is empty"
             phases: dict[Phase, float] = {"reduce": run.reduce_seconds, "update": run.update_seconds}
-            phases["compute"] = max(0.0, run.duration - run.reduce_seconds - run.update_seconds)
+            phases["compute"] = run.duration - run.reduce_seconds - run.update_seconds
             yield self._commit(
                 errors=errors,
                 gradient_norm=run.gradient_norm,

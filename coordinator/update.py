@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from math import fsum, isfinite, sqrt
 from time import perf_counter
 from typing import Final, NamedTuple
@@ -236,8 +237,9 @@ class Updater:
 
 
 def deal(blocks: int, hands: int) -> list[range]:
-    """Cut the blocks into as many contiguous ranges, sizes equal to within one."""
-    return [range(hand * blocks // hands, (hand + 1) * blocks // hands) for hand in range(hands)]
+    """Cut the blocks into as many contiguous ranges, sizes equal to within one; the first has the most."""
+    bounds = [-(-hand * blocks // hands) for hand in range(hands + 1)]
+    return [range(first, last) for first, last in pairwise(bounds)]
 
 
 def norm_of(squares: Sequence[float]) -> float:

@@ -69,6 +69,21 @@ def test_a_worker_killed_while_it_computes_costs_its_slices_only(small_job: Jobs
     assert 1 <= summary.slices_recomputed <= -(-6 // workers)
 
 
+def test_of_workers_that_run_rounds_by_themselves_only_the_one_that_hangs_is_lost(small_job: Jobs, tmp_path: Path) -> None:
+    job = small_job({"workers.count": 2, "workers.deadline_seconds": 0.5, "training.epochs": 1000})
+    calm = digest_without_faults(job, tmp_path / "calm")
+    stopped = None
+    for event in begin(job, tmp_path / "run"):
+        if isinstance(event, EpochDone) and stopped is None:
+            stopped = processes("WorkerActor")[0]
+            os.kill(stopped, signal.SIGSTOP)
+    assert stopped is not None
+    summary = summary_of([event])
+    check(summary, calm)
+    assert summary.worker_failures == 1
+    assert summary.slices_recomputed <= 3
+
+
 def test_hundreds_of_rounds_with_workers_killed_and_stopped_at_random(small_job: Jobs, tmp_path: Path) -> None:
     job = small_job({"workers.count": 3, "workers.deadline_seconds": 0.5, "training.epochs": 600})
     calm = digest_without_faults(job, tmp_path / "calm")

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.launch import IN_PROCESS, launch
 from cluster.ray_pool import RayPool
+from coordinator.ahead import Ahead
 from coordinator.crew import Event as PoolEvent
 from coordinator.crew import Lost
 from coordinator.job import JobSpec
@@ -30,13 +31,21 @@ def _one_thread() -> Iterator[None]:
 
 
 class Watched(RayPool):
-    """Notes how many workers were linked, before each round; `apart` makes this node seem another than the workers'."""
+    """Notes how many workers were linked, whenever it waits, and how many rounds they were asked to run by themselves.
+
+    `apart` makes this node seem another than the workers'.
+    """
 
     def __init__(self, job: JobSpec, *, apart: bool) -> None:
         super().__init__(job.workers)
         self.seen: list[int] = []
+        self.sent_ahead = 0
         if apart:
             self._node = "another"
+
+    def run_ahead(self, rounds: Ahead, patience: float | None) -> None:
+        self.sent_ahead += len(rounds.learning_rates)
+        super().run_ahead(rounds, patience)
 
     def wait(self, seconds: float) -> list[PoolEvent]:
         self.seen.append(self.linked)
@@ -49,7 +58,10 @@ def train(job: JobSpec, directory: Path, pool: RayPool) -> Summary:
         if isinstance(event, RoundDone):
             assert sum(event.crew.shares.values()) == job.data.shards
             assert set(event.worker_seconds) <= set(event.crew.shares)
-            assert all(seconds > 0 for seconds in (*event.worker_seconds.values(), *event.phases.values()))
+            assert all(seconds > 0 for seconds in (*event.worker_seconds.values(), *event.phases.values())), (
+                event.phases,
+                event.worker_seconds,
+            )
         if isinstance(event, Finished):
             summary = event.summary
     assert summary is not None
@@ -72,6 +84,8 @@ def test_both_ways_of_exchange_give_the_bits_of_one_process(
     assert summary.weights_digest == last.summary.weights_digest
     assert summary.validation == last.summary.validation
     assert max(pool.seen) == (0 if apart else 2)
+    cores = len(os.sched_getaffinity(0))
+    assert (pool.sent_ahead > 0) == (not apart and cores >= 2)
     del pool
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= descriptors

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from coordinator.optimizers import DEFAULTS, OptimizerSpec, Step, make_optimizer
-from coordinator.update import BLOCK, Parameters, PartialSums, Refused, Updated, Updater, clip_factor
+from coordinator.update import BLOCK, Parameters, PartialSums, Refused, Updated, Updater, clip_factor, deal
 from worker.arrays import Floats
 from worker.model import Layout, ModelSpec
 
@@ -187,3 +187,12 @@ def test_a_large_but_finite_float32_gradient_is_clipped_and_not_refused() -> Non
     assert isinstance(updated, Updated)
     assert updated.gradient_norm == pytest.approx(5e20)
     np.testing.assert_allclose(updated.parameters.weights_P, [-0.6, 0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("blocks", "hands"), [(1, 1), (1, 3), (7, 2), (8, 3), (5, 5)])
+def test_blocks_are_dealt_out_evenly_and_the_first_has_one(blocks: int, hands: int) -> None:
+    found = deal(blocks, hands)
+    assert [block for part in found for block in part] == list(range(blocks))
+    assert len(found) == hands
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+    assert len(found[0]) == max(map(len, found))

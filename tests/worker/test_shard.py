@@ -52,10 +52,11 @@ def test_shards_read_in_one_go_are_those_of_the_plan(setup: Setup, shards: list[
     ("targets", "outputs", "expected"),
     [
         (np.array([2, 0, 1, 1]), 3, [[0, 1, 0], [0, 0, 1], [0, 1, 0]]),
+        (np.array([20, 0, 17, 3]), 21, [[float(place == one) for place in range(21)] for one in (3, 20, 17)]),
         (np.array([0, 0, 1, 1]), 1, [[1], [0], [1]]),
         (np.array([[0.5, 1], [1.5, 2], [2.5, 3], [3.5, 4]], np.float32), 2, [[3.5, 4], [0.5, 1], [2.5, 3]]),
     ],
-    ids=["one of several classes", "one of two classes", "values"],
+    ids=["one of several classes", "one of many classes", "one of two classes", "values"],
 )
 def test_chosen_rows_are_gathered_with_their_targets(targets: np.ndarray, outputs: int, expected: list[list[float]]) -> None:
     rows = Rows(np.arange(8, dtype=np.float32).reshape(4, 2), targets)
