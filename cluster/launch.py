@@ -15,8 +15,9 @@ import ray
 import ray._private.worker as ray_worker
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
+from cluster.calls import first_line
 from cluster.orphans import end_agents_with
-from cluster.ray_pool import RayPool, first_line
+from cluster.ray_pool import RayPool
 from coordinator.dispatch import PoolError
 from coordinator.export import Announcement
 from coordinator.pool import InProcessPool, WorkersSpec

@@ -2,12 +2,7 @@
 
 import os
 import select
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Collection
-from concurrent.futures import Future
-from contextlib import suppress
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic, perf_counter
@@ -15,10 +10,11 @@ from typing import Any, Final
 
 import ray
 from ray.exceptions import RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.actors import Place, WorkerActor, end_process
 from cluster.arena import Arena, Terms
-from cluster.exchange import Link, LinkLostError, Listener, serve
+from cluster.calls import Calls, death_cause, first_line
+from cluster.exchange import Link, LinkLostError, Listener
 from cluster.rounds import RunRounds, completed_rounds
 from coordinator.ahead import Ahead, RoundRun
 from coordinator.crew import Answered, Event, Joined, Lost
@@ -26,50 +22,14 @@ from coordinator.dispatch import PoolError
 from coordinator.pool import RunsAhead, WorkersSpec
 from coordinator.update import Parameters, Updater
 from worker.arrays import Floats
-from worker.blas import fingerprint, one_thread
-from worker.engine import Worker
 from worker.errors import UserError
-from worker.messages import Answer, ComputeGradients, Evaluate, Task
+from worker.messages import ComputeGradients, Evaluate, Task
 
 END_SECONDS: Final = 10.0
 """How long a killed process may take to be gone."""
 
 MOST_FAILED_STARTS: Final = 5
 """Workers in a row that may die before they are up."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a worker lives, and what its bits depend on."""
-
-    node: str
-    pid: int
-    fingerprint: dict[str, str]
-
-
-class WorkerActor:
-    """A worker in a process of its own. It takes one task at a time; other threads answer for its being alive."""
-
-    def __init__(self) -> None:
-        """Hold BLAS to one thread for the life of the process."""
-        self._one_thread = one_thread()
-        self._worker = Worker()
-
-    def place(self) -> Place:
-        """Return where this is, once the process is up."""
-        return Place(ray.get_runtime_context().get_node_id(), os.getpid(), fingerprint())
-
-    def alive(self) -> None:
-        """Answer."""
-
-    def run(self, task: Task, weights_P: Floats | None) -> tuple[Answer, float]:
-        """Carry out a task, and return the answer and the seconds it took. Raises what `Worker.run` raises."""
-        began = perf_counter()
-        return self._worker.run(task, weights_P), perf_counter() - began
-
-    def serve(self, address: str, terms: Terms) -> None:
-        """Take the tasks of rounds from a coordinator on this node, until it hangs up. Raises what `exchange.serve` raises."""
-        serve(self._worker, address, terms)
 
 
 @dataclass
@@ -399,71 +359,3 @@ class RayPool:
         flags = {worker: self._arena.board.flag(rank) for rank, worker in enumerate(self._ahead.ranks)}
         last = min((flags[worker] for worker in self._ahead.running), default=0)
         return {worker for worker in self._ahead.running if flags[worker] > last}
-
-
-class Calls:
-    """Calls of actors under way. Whoever made one is told its result, or exception, where `deal_with_done` is called."""
-
-    def __init__(self) -> None:
-        """Begin without any."""
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._done: deque[tuple[Callable[[Any], None], Any]] = deque()
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def fileno(self) -> int:
-        """Return the descriptor that is readable when calls are done."""
-        return self._wake
-
-    def add(self, reference: Any, then: Callable[[Any], None]) -> None:
-        """Have `then` called with the call's result once it is there."""
-
-        def done(future: Future[Any]) -> None:
-            self._done.append((then, future.exception() or future.result()))
-            with self._lock:  # once it is closed, the number may stand for another file
-                if not self._closed:
-                    os.eventfd_write(self._wake, 1)
-
-        reference.future().add_done_callback(done)
-
-    def deal_with_done(self) -> None:
-        """Tell of the calls that are done. Raises what those who are told raise."""
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
-        while self._done:
-            then, result = self._done.popleft()
-            then(result)
-
-    def close(self) -> None:
-        """Tell of no more."""
-        with self._lock:
-            self._closed = True
-            os.close(self._wake)
-
-
-def end_process(place: Place) -> None:
-    """Kill a worker's process outright: one that is stopped does not hear Ray's request to exit."""
-    if place.node == ray.get_runtime_context().get_node_id():
-        _kill(place.pid)
-        return
-    there = NodeAffinitySchedulingStrategy(place.node, soft=False)
-    ray.remote(_kill).options(num_cpus=0, scheduling_strategy=there, max_retries=0).remote(place.pid)
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def death_cause(error: BaseException) -> str:
-    """Return why an actor died, out of the paragraph that Ray has about it."""
-    text = str(error)
-    if "its node has died" in text:
-        return "its node is gone"
-    return "its process died" if "its worker process has died" in text else first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, which for Ray's is the one that says what happened."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,65 @@
+"""A worker in a process of its own, as a Ray actor, and how to end one."""
+
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.arena import Terms
+from cluster.exchange import serve
+from worker.arrays import Floats
+from worker.blas import fingerprint, one_thread
+from worker.engine import Worker
+from worker.messages import Answer, Task
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker lives, and what its bits depend on."""
+
+    node: str
+    pid: int
+    fingerprint: dict[str, str]
+
+
+class WorkerActor:
+    """A worker in a process of its own. It takes one task at a time; other threads answer for its being alive."""
+
+    def __init__(self) -> None:
+        """Hold BLAS to one thread for the life of the process."""
+        self._one_thread = one_thread()
+        self._worker = Worker()
+
+    def place(self) -> Place:
+        """Return where this is, once the process is up."""
+        return Place(ray.get_runtime_context().get_node_id(), os.getpid(), fingerprint())
+
+    def alive(self) -> None:
+        """Answer."""
+
+    def run(self, task: Task, weights_P: Floats | None) -> tuple[Answer, float]:
+        """Carry out a task, and return the answer and the seconds it took. Raises what `Worker.run` raises."""
+        began = perf_counter()
+        return self._worker.run(task, weights_P), perf_counter() - began
+
+    def serve(self, address: str, terms: Terms) -> None:
+        """Take the tasks of rounds from a coordinator on this node, until it hangs up. Raises what `exchange.serve` raises."""
+        serve(self._worker, address, terms)
+
+
+def end_process(place: Place) -> None:
+    """Kill a worker's process outright: one that is stopped does not hear Ray's request to exit."""
+    if place.node == ray.get_runtime_context().get_node_id():
+        _kill(place.pid)
+        return
+    there = NodeAffinitySchedulingStrategy(place.node, soft=False)
+    ray.remote(_kill).options(num_cpus=0, scheduling_strategy=there, max_retries=0).remote(place.pid)
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

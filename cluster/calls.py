@@ -1,0 +1,63 @@
+"""Calls of Ray actors under way, to be waited for together with sockets; and what Ray's errors come to in a line."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+
+class Calls:
+    """Calls of actors under way. Whoever made one is told its result, or exception, where `deal_with_done` is called."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._done: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when calls are done."""
+        return self._wake
+
+    def add(self, reference: Any, then: Callable[[Any], None]) -> None:
+        """Have `then` called with the call's result once it is there."""
+
+        def done(future: Future[Any]) -> None:
+            self._done.append((then, future.exception() or future.result()))
+            with self._lock:  # once it is closed, the number may stand for another file
+                if not self._closed:
+                    os.eventfd_write(self._wake, 1)
+
+        reference.future().add_done_callback(done)
+
+    def deal_with_done(self) -> None:
+        """Tell of the calls that are done. Raises what those who are told raise."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        while self._done:
+            then, result = self._done.popleft()
+            then(result)
+
+    def close(self) -> None:
+        """Tell of no more."""
+        with self._lock:
+            self._closed = True
+            os.close(self._wake)
+
+
+def death_cause(error: BaseException) -> str:
+    """Return why an actor died, out of the paragraph that Ray has about it."""
+    text = str(error)
+    if "its node has died" in text:
+        return "its node is gone"
+    return "its process died" if "its worker process has died" in text else first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, which for Ray's is the one that says what happened."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
