@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -16,10 +15,6 @@ from worker.sources import Source, read_rows
 
 EVALUATION_ROWS: Final = 1024
 """Rows evaluated at once. Fixed, since the shapes that BLAS sees must never depend on the workers."""
-
-
-FEW_CLASSES: Final = 16
-"""Classes up to which it is faster to copy columns of a unit matrix than to set single entries."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +107,6 @@ def fill_targets(targets: AnyArray, t_OB: Floats) -> None:
         t_OB[...] = targets.T
     elif len(t_OB) == 1:
         t_OB[0] = targets
-    elif len(t_OB) <= FEW_CLASSES:
-        _unit_vectors(len(t_OB), t_OB.dtype.name).take(targets, axis=1, out=t_OB, mode="clip")
     else:
         t_OB.fill(0.0)
         t_OB[targets, np.arange(len(targets))] = 1.0
@@ -124,8 +117,3 @@ def split_of(shard: Shard, split: Split) -> tuple[Rows, Integers]:
     if split == "train":
         return shard.training, shard.training_order
     return shard.validation, shard.validation_order
-
-
-@lru_cache(maxsize=32)
-def _unit_vectors(count: int, dtype: str) -> Floats:
-    return np.eye(count, dtype=dtype)
