@@ -9,9 +9,10 @@ from typing import Any, TypeVar, cast
 from coordinator.ahead import Ahead, RoundRun, rounds_ahead
 from coordinator.dispatch import Dispatcher
 from coordinator.job import JobSpec
+from coordinator.ledger import Ledger
 from coordinator.optimizers import Step
 from coordinator.records import CrewStatus, EpochDone, EpochRecord, Errors, Phase, RoundDone, Status
-from coordinator.snapshot import Progress, Snapshot
+from coordinator.snapshot import Snapshot
 from coordinator.stopping import stop_after_epoch, stop_in_round
 from coordinator.update import Parameters, PartialSums, Refused, Updater
 from worker.arrays import Floats
@@ -54,10 +55,7 @@ class Training:
         self._parameters.take(start.parameters)
         self._kept_P = start.kept_P
         progress = start.progress
-        self._rounds, self._rows = progress.rounds, progress.rows
-        self._errors, self._epoch_seconds = progress.epoch_errors, progress.epoch_seconds
-        self._standing, self._kept, self._last = progress.standing, progress.kept, progress.last
-        self._round, self._lines = progress.last_round, progress.history_lines
+        self._ledger = Ledger(setup.plan, progress)
         self._crew_before = progress.last_round.crew if progress.last_round else CrewStatus()
         self._crew, self._crew_changes = self._crew_now(), dispatcher.crew.changes
         self._began = perf_counter() - progress.seconds
@@ -92,19 +90,7 @@ class Training:
         if self._resume_at is not None:
             return self._resume_at
         self._settle()
-        progress = Progress(
-            rounds=self._rounds,
-            rows=self._rows,
-            seconds=self._seconds,
-            epoch_errors=self._errors,
-            epoch_seconds=self._epoch_seconds,
-            standing=self._standing,
-            kept=self._kept,
-            last=self._last,
-            last_round=self._round,
-            history_lines=self._lines,
-        )
-        return Snapshot(progress, self._parameters, self._kept_P)
+        return Snapshot(self._ledger.progress(self._seconds), self._parameters, self._kept_P)
 
     def events(self, interrupted: Callable[[], bool]) -> Steps[None]:
         """Train, yielding what happens, until a criterion is met, the run diverges or `interrupted` says so."""
@@ -125,9 +111,9 @@ class Training:
 
     def _already_met(self) -> Ending | None:
         """Return whether a run that is taken up has met a criterion: it may have ended, or got another one since."""
-        if self._last is None or self._errors is not None:
+        if self._ledger.last is None or self._ledger.errors is not None:
             return None
-        reason = self._after_epoch(self._last)
+        reason = self._after_epoch(self._ledger.last)
         return None if reason is None else ("completed", reason)
 
     def _advance(self, interrupted: Callable[[], bool]) -> Steps[Ending | None]:
@@ -135,7 +121,7 @@ class Training:
         cut_short = stop_in_round(self._job.training, self._job.stopping, rounds=self._rounds_run, seconds=self._seconds)
         if cut_short is not None:
             yield from self._tell()
-            if self._errors is None:
+            if self._ledger.errors is None:
                 return "completed", cut_short
             # A run that is taken up again goes on within the epoch, as if it had not been cut short.
             self._resume_at = self.snapshot
@@ -147,7 +133,7 @@ class Training:
         yield from self._tell()
         done = self._do_round()
         if isinstance(done, Refused):
-            return "diverged", f"{done.reason} in round {self._rounds + 1}"
+            return "diverged", f"{done.reason} in round {self._ledger.rounds + 1}"
         yield done
         return None
 
@@ -156,9 +142,12 @@ class Training:
         began = perf_counter()
         validation = self._evaluate("validation") if self._has_validation else None
         if validation is not None and not validation.finite:
-            return "diverged", f"the validation error is not finite after round {self._rounds}"
+            return "diverged", f"the validation error is not finite after round {self._ledger.rounds}"
         evaluate_seconds = perf_counter() - began if validation is not None else 0.0
-        record = self._close(Errors.of(validation) if validation is not None else None)
+        record = self._ledger.close_epoch(Errors.of(validation) if validation is not None else None, self._seconds)
+        best_only = self._job.training.keep == "best" and self._has_validation
+        if not best_only or self._ledger.standing.improved:
+            self._ledger.kept, self._kept_P = record, self._parameters.weights_P.copy()
         yield EpochDone(record=record, evaluate_seconds=evaluate_seconds)
         reason = self._after_epoch(record) or cut_short
         return None if reason is None else ("completed", reason)
@@ -174,20 +163,21 @@ class Training:
     @property
     def _rounds_run(self) -> int:
         """Rounds that the parameters have been through, those included that workers ran by themselves and nobody was told of."""
-        return self._rounds + len(self._untold)
+        return self._ledger.rounds + len(self._untold)
 
     @property
     def _rounds_left_in_epoch(self) -> int:
         """How many rounds it takes until the epoch under way is to be recorded."""
-        if self._errors is None and not self._untold:
+        if self._ledger.errors is None and not self._untold:
             return self._plan.rounds_per_epoch
         return -self._rounds_run % self._plan.rounds_per_epoch
 
     def _run_ahead(self) -> Steps[bool]:
         """Have the workers run rounds by themselves, and meanwhile tell of those before; return whether any was completed."""
         first, left = self._rounds_run, None if self._most_rounds is None else self._most_rounds - self._rounds_run
-        last_seconds = self._untold[-1].duration if self._untold else self._round.seconds if self._round is not None else None
-        count = rounds_ahead(left_in_epoch=self._rounds_left_in_epoch, left=left, round_seconds=last_seconds)
+        last = self._ledger.last_round
+        seconds = self._untold[-1].duration if self._untold else last.seconds if last is not None else None
+        count = rounds_ahead(left_in_epoch=self._rounds_left_in_epoch, left=left, round_seconds=seconds)
         rates = tuple(self._learning_rate(number) for number in range(first, first + count))
         self._away = self._dispatcher.run_ahead(lambda shares: Ahead(first, rates, self._place, shares))
         if not self._away:
@@ -221,9 +211,10 @@ class Training:
             assert errors is not None, "no round is empty"
             phases: dict[Phase, float] = {"reduce": run.reduce_seconds, "update": run.update_seconds}
             phases["compute"] = run.duration - run.reduce_seconds - run.update_seconds
-            yield self._commit(
+            yield self._ledger.commit(
                 errors=errors,
                 gradient_norm=run.gradient_norm,
+                learning_rate=self._learning_rate(self._ledger.rounds),
                 timestamp=run.timestamp,
                 seconds=run.duration,
                 phases=phases,
@@ -233,7 +224,7 @@ class Training:
 
     def _do_round(self) -> RoundDone | Refused:
         began = perf_counter()
-        number = self._rounds
+        number = self._ledger.rounds
         self._dispatcher.publish(self._parameters.weights_P)
         answers = self._dispatcher.ask("round", lambda shards: ComputeGradients(number, shards))
         computed = perf_counter()
@@ -251,9 +242,10 @@ class Training:
         self._place = 1 - self._place
         phases: dict[Phase, float] = {"compute": computed - began, "reduce": updated.reduce_seconds}
         phases["update"] = perf_counter() - computed - updated.reduce_seconds
-        return self._commit(
+        return self._ledger.commit(
             errors=errors,
             gradient_norm=updated.gradient_norm,
+            learning_rate=step.learning_rate,
             timestamp=time(),
             seconds=perf_counter() - began,
             phases=phases,
@@ -261,74 +253,19 @@ class Training:
             crew=self.crew,
         )
 
-    def _commit(
-        self,
-        *,
-        errors: ErrorSums,
-        gradient_norm: float,
-        timestamp: float,
-        seconds: float,
-        phases: dict[Phase, float],
-        worker_seconds: Mapping[int, float],
-        crew: CrewStatus,
-    ) -> RoundDone:
-        learning_rate = self._learning_rate(self._rounds)
-        self._rounds += 1
-        self._rows += errors.rows
-        self._errors = errors if self._errors is None else self._errors + errors
-        self._epoch_seconds += seconds
-        self._round = RoundDone(
-            round=self._rounds,
-            timestamp=timestamp,
-            rows=errors.rows,
-            loss=errors.loss / errors.rows,
-            gradient_norm=gradient_norm,
-            learning_rate=learning_rate,
-            seconds=seconds,
-            phases=phases,
-            worker_seconds=dict(worker_seconds),
-            crew=crew,
-        )
-        return self._round
-
     def _learning_rate(self, number: int) -> float:
         """Return the learning rate of a round, from 0."""
         optimizer = self._job.optimizer
         return optimizer.learning_rate * optimizer.schedule.ratio(number, self._plan.rounds_per_epoch, self._most_rounds)
 
-    def _close(self, validation: Errors | None) -> EpochRecord:
-        """Return the record of the epoch under way, and begin the next."""
-        assert self._errors is not None
-        assert self._round is not None
-        first_round = (self._rounds - 1) // self._plan.rounds_per_epoch * self._plan.rounds_per_epoch
-        record = EpochRecord(
-            epoch=first_round // self._plan.rounds_per_epoch + 1,
-            round=self._rounds,
-            rows=self._errors.rows,
-            rows_expected=self._plan.rows_before(self._rounds) - self._plan.rows_before(first_round),
-            train=Errors.of(self._errors),
-            validation=validation,
-            learning_rate=self._round.learning_rate,
-            gradient_norm=self._round.gradient_norm,
-            seconds=self._seconds,
-            rows_per_second=self._errors.rows / self._epoch_seconds,
-        )
-        self._standing = self._standing.after((validation or record.train).loss)
-        best_only = self._job.training.keep == "best" and self._has_validation
-        if not best_only or self._standing.improved:
-            self._kept, self._kept_P = record, self._parameters.weights_P.copy()
-        self._last, self._errors, self._epoch_seconds = record, None, 0.0
-        self._lines += 1
-        return record
-
     def _after_epoch(self, record: EpochRecord) -> str | None:
         return stop_after_epoch(
             self._job.training,
             self._job.stopping,
-            epochs=self._rounds // self._plan.rounds_per_epoch,
+            epochs=self._ledger.epochs,
             training_loss=record.train.loss,
             all_correct=self._job.stopping.all_correct and self._all_correct(record),
-            standing=self._standing,
+            standing=self._ledger.standing,
         )
 
     def _all_correct(self, record: EpochRecord) -> bool:
@@ -347,11 +284,11 @@ class Training:
         self.outcome = Outcome(
             status,
             reason,
-            self._kept_P if self._kept is not None else self._parameters.weights_P,
-            self._kept,
-            self._rounds // self._plan.rounds_per_epoch,
-            self._rounds,
-            self._rows,
+            self._kept_P if self._ledger.kept is not None else self._parameters.weights_P,
+            self._ledger.kept,
+            self._ledger.epochs,
+            self._ledger.rounds,
+            self._ledger.rows,
         )
 
 
