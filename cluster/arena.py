@@ -119,6 +119,7 @@ class Board:
             0 rows where there is none.
         squares: sum of squared gradients of each block (K, blocks); infinite where weights are not finite.
         times: seconds of computing, reducing and updating of each rank (K, S, 3).
+        shards: S.
         ends: when each round was completed, by `perf_counter`, which all processes of a machine share (K,).
     """
 
@@ -142,7 +143,7 @@ class Board:
         self.squares = cut(MOST_ROUNDS, blocks)
         self.times = cut(MOST_ROUNDS, shards, 3)
         self.ends = cut(MOST_ROUNDS)
-        self._shards, self._blocks = shards, blocks
+        self.shards, self._blocks = shards, blocks
         # Single numbers are written and read faster through these than through arrays.
         self._errors, self._squares, self._times = (
             part.reshape(-1).data.cast("B").cast("d") for part in (self.errors, self.squares, self.times)
@@ -164,11 +165,11 @@ class Board:
 
     def put_errors(self, number: int, shard: int, numbers: Sequence[float]) -> None:
         """Write the errors of the node that begins with this shard."""
-        self._put(self._errors, 5 * (number * self._shards + shard), numbers)
+        self._put(self._errors, 5 * (number * self.shards + shard), numbers)
 
     def errors_of(self, number: int, shard: int) -> Sequence[float]:
         """Return them."""
-        start = 5 * (number * self._shards + shard)
+        start = 5 * (number * self.shards + shard)
         return self._errors[start : start + 5].tolist()
 
     def put_squares(self, number: int, first: int, squares: Sequence[float]) -> None:
@@ -181,7 +182,7 @@ class Board:
 
     def put_times(self, number: int, rank: int, times: Sequence[float]) -> None:
         """Write what a worker took for a round."""
-        self._put(self._times, 3 * (number * self._shards + rank), times)
+        self._put(self._times, 3 * (number * self.shards + rank), times)
 
     @staticmethod
     def _put(memory: "memoryview[float]", start: int, numbers: Sequence[float]) -> None:

@@ -217,6 +217,8 @@ def serve(worker: Worker, address: str, terms: Terms) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connected:
         connected.connect(address)
         _, descriptors, _, _ = socket.recv_fds(connected, PACKET, descriptors_of(terms))
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes no keywords
         if descriptors:
             with suppress(ConnectionError):
                 _Server(worker, connected, Arena.attach(terms, descriptors)).answer_all()

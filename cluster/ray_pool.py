@@ -3,7 +3,7 @@
 import os
 import select
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic, perf_counter
 from typing import Any, Final
@@ -93,6 +93,7 @@ class RayPool:
         self._arena: Arena | None = None
         self._ahead: _Ahead | None = None
         self._ticket = 1
+        self._ended: float | None = None
         self._weights_P: Floats | None = None
         self._put: Any = None
         for _ in range(spec.most):
@@ -109,7 +110,10 @@ class RayPool:
         self._weights_P, self._put = weights_P, None
 
     def submit(self, worker: int, task: Task, patience: float | None) -> None:
-        member = self._members[worker]
+        member = self._members.get(worker)
+        if member is None:
+            return  # it is lost, which has yet to be told
+        self._ended = None
         member.pending = _Pending(patience, monotonic() + (patience or self._spec.deadline_seconds))
         place = self._shared_place
         if member.link is not None and place is not None and isinstance(task, ComputeGradients | Evaluate):
@@ -129,9 +133,13 @@ class RayPool:
 
     def run_ahead(self, rounds: Ahead, patience: float | None) -> None:
         assert self._arena is not None
+        if self._kill_in_round is not None and self._kill_in_round > rounds.first:
+            # A worker is to be killed in that round, so it has to be the first of a run of rounds.
+            rounds = replace(rounds, learning_rates=rounds.learning_rates[: self._kill_in_round - rounds.first])
         count, workers = len(rounds.learning_rates), list(rounds.shares)
         self._arena.board.rates[:count] = rounds.learning_rates
-        self._ahead = _Ahead(rounds, self._ticket, workers, set(workers), perf_counter())
+        # Where one run of rounds follows the other, the time between them belongs to the first round.
+        self._ahead = _Ahead(rounds, self._ticket, workers, set(workers), self._ended or perf_counter())
         # Above all flags that these rounds can raise.
         self._ticket += 2 * count + 2
         shares = tuple(rounds.shares.values())
@@ -139,6 +147,7 @@ class RayPool:
             member = self._members[worker]
             member.pending = _Pending(patience, monotonic() + (patience or self._spec.deadline_seconds))
             assert member.link is not None
+            self._waiting.modify(member.link.fileno(), select.EPOLLIN)
             member.link.run_rounds(RunRounds(self._ahead.ticket, rounds.first, count, rounds.place, rank, shares))
         self._kill_if_asked(workers[-1], range(rounds.first, rounds.first + count))
 
@@ -147,12 +156,17 @@ class RayPool:
             self._arena.board.stop(self._ahead.ticket)
 
     def ran(self) -> list[RoundRun] | None:
-        assert self._ahead is not None
-        assert self._arena is not None
+        if self._ahead is None or self._arena is None:
+            return []
         if self._ahead.running:
             return None
         ahead, self._ahead = self._ahead, None
-        return completed_rounds(self._arena, ahead.ticket, ahead.rounds, ahead.began)
+        for descriptor in self._linked:
+            self._waiting.modify(descriptor, 0)
+        self._awaited = None
+        run = completed_rounds(self._arena, ahead.ticket, ahead.rounds, ahead.began)
+        self._ended = ahead.began + sum(one.duration for one in run)
+        return run
 
     def wait(self, seconds: float) -> list[Event]:
         until = monotonic() + seconds
@@ -170,6 +184,7 @@ class RayPool:
                 return events
 
     def close(self) -> None:
+        self._ahead = None
         for number in list(self._members):
             self._end(number)
         self._waiting.close()
@@ -217,8 +232,10 @@ class RayPool:
     def _await_one(self) -> None:
         """Be woken by one of the answers that are due, not by each: who is woken takes a core from those that still compute.
 
-        A worker's death wakes whoever it is.
+        A worker's death wakes whoever it is. Of workers that run rounds by themselves, each answer does.
         """
+        if self._ahead is not None:
+            return
         due = [descriptor for descriptor, number in self._linked.items() if self._members[number].pending is not None]
         if due and self._awaited not in due:
             if self._awaited in self._linked:
@@ -273,6 +290,10 @@ class RayPool:
         except LinkLostError:
             self._replace(number, "its process died")
             return
+        except Exception:
+            member.pending = None
+            self._leave_running(number)
+            raise
         if answered is not None:
             member.pending = None
             if self._ahead is not None and number in self._ahead.running:
@@ -292,12 +313,21 @@ class RayPool:
         self._events.append(Answered(worker, *answer))
 
     def _replace(self, worker: int, cause: str) -> None:
-        if self._ahead is not None and worker in self._ahead.running:
-            self.stop_ahead()
-            self._ahead.running.remove(worker)
+        self._leave_running(worker)
         self._end(worker)
         self._start_one()
         self._events.append(Lost(worker, cause))
+
+    def _leave_running(self, worker: int) -> None:
+        """Have the others stop whom a worker leaves in the middle of rounds of their own, with time enough to do so."""
+        if self._ahead is None or worker not in self._ahead.running:
+            return
+        self.stop_ahead()
+        self._ahead.running.remove(worker)
+        for other in self._ahead.running:
+            pending = self._members[other].pending
+            if pending is not None:
+                pending.due = monotonic() + (pending.patience or self._spec.deadline_seconds)
 
     def _end(self, worker: int) -> None:
         """End a worker. Once this returns, nothing of it writes to the shared memory any more."""
@@ -345,10 +375,14 @@ class RayPool:
         return min(times, default=float("inf"))
 
     def _give_up_overdue(self) -> None:
-        waiting = self._waiting_for_others()
+        self._calls.deal_with_done()
         for number, member in list(self._members.items()):
             pending = member.pending
-            if pending is not None and monotonic() >= pending.due and number not in waiting:
+            if pending is None or monotonic() < pending.due or number in self._waiting_for_others():
+                continue
+            if member.link is not None:
+                self._read(number)  # it may have answered long ago, while nobody looked
+            if self._members.get(number) is member and member.pending is pending:
                 waited = pending.patience or self._spec.deadline_seconds
                 self._replace(number, f"no sign of life for {waited:.3g} s")
 

@@ -23,13 +23,13 @@ from coordinator.update import PartialSums, Updater, deal, norm_of
 from worker.engine import Worker
 from worker.messages import ComputeGradients, GradientSums
 from worker.network import ErrorSums
-from worker.tree import Node, cover, first_member
+from worker.tree import Node, cover, finish, first_member
 
 LOOKS: Final = 32
 """Looks at the flags before the core is offered to others."""
 
 LOOKS_AWAKE: Final = 20_000
-"""Looks after which there is a nap between two: some milliseconds, after which a moment more does not matter."""
+"""Looks after which there are naps in between: some milliseconds, after which a moment more does not matter."""
 
 NAP_SECONDS: Final = 100e-6
 
@@ -195,8 +195,10 @@ def _as_numbers(errors: ErrorSums) -> tuple[float, ...]:
 
 
 def _survey(board: Board, number: int, nodes: list[Node]) -> tuple[tuple[Node, ...], int, bool]:
-    """Return which nodes have rows in a round, how many rows these are, and whether all errors are finite."""
+    """Return which nodes have rows in a round, how many rows these are, and whether its errors are finite."""
     errors = {node: board.errors_of(number, first_member(node)) for node in nodes}
-    present = tuple(node for node, numbers in errors.items() if numbers[0])
-    rows = sum(int(errors[node][0]) for node in present)
-    return present, rows, all(map(isfinite, (value for node in present for value in errors[node])))
+    present = {node: numbers for node, numbers in errors.items() if numbers[0]}
+    # Added up in the tree: what is finite in parts may not be together, and that must not depend on the parts.
+    total = finish(present, board.shards, lambda left, right: [one + other for one, other in zip(left, right, strict=True)])
+    assert total is not None, "no round is empty"
+    return tuple(present), int(total[0]), all(map(isfinite, total))

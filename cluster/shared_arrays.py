@@ -18,9 +18,8 @@ class SharedArrays:
     """
 
     def __init__(self, descriptor: int, count: int, entries: int, dtype: str) -> None:
-        """Map memory that a descriptor stands for, and close the descriptor."""
+        """Map memory that a descriptor stands for. The descriptor is closed with this."""
         self._descriptor = descriptor
-        self.count, self.entries, self.dtype = count, entries, dtype
         size = count * _stride(entries, dtype)
         memory = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED)
         starts = range(0, size, _stride(entries, dtype))

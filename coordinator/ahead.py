@@ -66,7 +66,7 @@ def rounds_ahead(*, left_in_epoch: int, left: int | None, round_seconds: float |
     Args:
         left_in_epoch: rounds until it is to be evaluated and recorded.
         left: rounds until the run's end; None where nothing limits them.
-        round_seconds: how long a round takes, as far as that is known.
+        round_seconds: how long a round takes; None where that is not known yet.
     """
-    by_time = MOST_ROUNDS if round_seconds is None else max(1, int(SECONDS / max(round_seconds, 1e-9)))
+    by_time = 1 if round_seconds is None else max(1, int(SECONDS / max(round_seconds, 1e-9)))
     return min(left_in_epoch, by_time, MOST_ROUNDS, *([] if left is None else [left]))

@@ -214,7 +214,10 @@ class Crew:
         else:
             shares = {number: other.share - set().union(*self._coming.values()) for number, other in self._members.items()}
             shares |= {number: set(coming) for number, coming in self._coming.items()} | {worker: set()}
-            self._coming[worker] = relieve(shares, worker)
+            taken = relieve(shares, worker)
+            for coming in self._coming.values():
+                coming -= taken
+            self._coming[worker] = taken
 
     def _answer(self, member: _Member, answer: Answer) -> None:
         if member.loading is not None:

@@ -110,7 +110,7 @@ class Dispatcher:
         if runners is None or not self.crew.settled or not runners.can_run_ahead(self.crew.shares):
             return False
         self._began = monotonic(), self.crew.lost
-        limit = patience(self._durations["ahead"], self._spec.deadline_seconds)
+        limit = patience(self._durations["ahead"] or self._durations["round"], self._spec.deadline_seconds)
         runners.run_ahead(rounds(self.crew.run_ahead()), limit)
         return True
 
@@ -126,6 +126,8 @@ class Dispatcher:
                 self._listen(self._spec.wait_seconds, None)
             except Exception as error:  # of whatever kind a worker raised
                 self._failures.append(error)
+                if len(self._failures) > self._shards:  # more than there are workers
+                    raise
                 runners.stop_ahead()
         self._carry_out(self.crew.halt(), None)
         began, lost = self._began
@@ -134,8 +136,8 @@ class Dispatcher:
         return rounds
 
     def _raise_failure(self) -> None:
-        for failure in self._failures:
-            raise failure
+        if self._failures:
+            raise self._failures[0]
 
     def _run(self, job: Job, patience: float | None) -> list[Answer]:
         self._raise_failure()

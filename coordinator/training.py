@@ -178,6 +178,8 @@ class Training:
         last = self._ledger.last_round
         seconds = self._untold[-1].duration if self._untold else last.seconds if last is not None else None
         count = rounds_ahead(left_in_epoch=self._rounds_left_in_epoch, left=left, round_seconds=seconds)
+        if count < 1:
+            return False
         rates = tuple(self._learning_rate(number) for number in range(first, first + count))
         self._away = self._dispatcher.run_ahead(lambda shares: Ahead(first, rates, self._place, shares))
         if not self._away:
@@ -189,10 +191,12 @@ class Training:
         """Wait for workers that run rounds by themselves, if they do, and return whether any was completed."""
         if not self._away:
             return False
-        self._away = False
+        # Until it is known how far they came, there is nothing to go on from: a wrong checkpoint is worse than none.
+        self._away, self._state_lost = False, True
         # Whoever is lost meanwhile had a part in all rounds that count.
         self._crew_away = self.crew
         rounds = self._dispatcher.ran()
+        self._state_lost = False
         self._untold += rounds
         self._place = (self._place + len(rounds)) % 2
         return bool(rounds)

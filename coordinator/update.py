@@ -243,8 +243,11 @@ def deal(blocks: int, hands: int) -> list[range]:
 
 
 def norm_of(squares: Sequence[float]) -> float:
-    """Return the Euclidean norm from sums of squares; infinite where one is not finite."""
-    return sqrt(fsum(squares)) if all(map(isfinite, squares)) else float("inf")
+    """Return the Euclidean norm from sums of squares; infinite where one of them, or all together, are not finite."""
+    try:
+        return sqrt(fsum(squares)) if all(map(isfinite, squares)) else float("inf")
+    except OverflowError:
+        return float("inf")
 
 
 def _squares_by_block(gradient: Floats) -> list[float]:

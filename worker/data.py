@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import pyarrow as pa
 
@@ -13,6 +13,8 @@ from worker.model import ModelSpec
 from worker.sources import Source
 
 Scale = Literal["none", "standard", "minmax"]
+MOST_SHARDS: Final = 8192
+"""A task names its shards in one packet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class DataSpec:
         label: column to learn, or several for a target of many values; names and globs.
         validation: share of the rows held out (which ones: by the seed), or another file, folder or glob.
         features: columns to learn from; names and globs. A glob leaves the label's columns out, unless `label` has it too.
-        shards: parts that the rows are cut into, never tied to the number of workers.
+        shards: parts that the rows are cut into, never tied to the number of workers; 8,192 at most.
         scale: of each feature, fitted to the training rows: none, standard (mean 0, deviation 1), minmax (0 to 1).
         missing: what to do about nulls; "error" refuses them.
     """
@@ -46,7 +48,7 @@ class DataSpec:
                 "data.validation",
                 f"a share of the rows must be above 0 and below 1, got {self.validation}; leave it out for no validation",
             )
-        require(self.shards >= 1, "data.shards", f"must be at least 1, got {self.shards}")
+        require(1 <= self.shards <= MOST_SHARDS, "data.shards", f"must be from 1 to {MOST_SHARDS:,}, got {self.shards}")
         require(bool(self.features), "data.features", "is empty; name at least one column, or leave it out for all")
         require(bool(self.label), "data.label", "is empty; name at least one column")
 
