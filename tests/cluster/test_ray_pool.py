@@ -3,21 +3,25 @@
 import gc
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, time
+from typing import Any
 
 import pytest
 
+from cluster.actors import WorkerActor
 from cluster.launch import IN_PROCESS, launch
 from cluster.ray_pool import RayPool
 from coordinator.ahead import Ahead
 from coordinator.crew import Event as PoolEvent
 from coordinator.crew import Lost
 from coordinator.job import JobSpec
-from coordinator.records import Finished, RoundDone, Summary
+from coordinator.records import Event, Finished, Noticed, RoundDone, Summary
 from coordinator.run import Order, run
 from worker.blas import one_thread
+from worker.errors import DataError
 from worker.messages import ComputeGradients
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -140,3 +144,45 @@ def test_a_death_is_noticed_whichever_answer_is_waited_for(
     pool.close()
 
     assert events == [Lost(victim, "its process died")]
+
+
+@pytest.mark.parametrize("shard", [0, 5])
+def test_what_a_worker_raises_in_rounds_of_its_own_is_raised_at_once(
+    shard: int, small_job: Callable[..., JobSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(WorkerActor):
+        def __init__(self) -> None:
+            super().__init__()
+            run = self._worker.run
+
+            def raising(task: Any, *arguments: Any) -> Any:
+                if isinstance(task, ComputeGradients) and task.round >= 60 and shard in task.shards:
+                    raise DataError("rows.parquet: made up")
+                return run(task, *arguments)
+
+            self._worker.run = raising  # type: ignore[method-assign]
+
+    monkeypatch.setattr("cluster.ray_pool.WorkerActor", Failing)
+    job = small_job({"workers.count": 2, "training.epochs": 200, "workers.deadline_seconds": 20.0})
+    pool = RayPool(job.workers)
+    events: list[Event] = []
+    with pytest.raises(DataError, match="made up"):
+        events.extend(run(Order(job, tmp_path / "run", time()), pool, lambda: False))
+    pool.close()
+
+    assert not any(isinstance(event, Noticed) for event in events)
+
+
+def test_a_coordinator_that_is_held_up_blames_nobody(small_job: Callable[..., JobSpec], tmp_path: Path) -> None:
+    job = small_job({"workers.count": 2, "training.epochs": 60, "workers.deadline_seconds": 0.3})
+    pool, held_up = Watched(job, apart=False), False
+    for event in run(Order(job, tmp_path / "run", time()), pool, lambda: False):
+        if isinstance(event, RoundDone) and event.round > 100 and not held_up:
+            held_up = True
+            threading.Event().wait(1.0)  # longer than the workers' deadline
+        if isinstance(event, Finished):
+            summary = event.summary
+    pool.close()
+
+    assert held_up
+    assert summary.worker_failures == 0

@@ -160,6 +160,18 @@ def test_workers_stop_before_a_round_whose_error_is_not_finite(bad: float) -> No
     assert same(arena.places[1], by_hand(3))
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_errors_that_are_finite_in_parts_only_stop_the_workers(count: int) -> None:
+    arena, updater = make_arena()
+    # Together, the parts of all workers but a single one are more than a float64 holds.
+    part = 1.6e308 if count == 1 else 2.0e308 / count
+    workers = [ScriptedWorker(lambda number: part if number == 3 else 0.5) for _ in range(count)]
+
+    run = run_ahead(arena, updater, workers, Ahead(0, (0.01,) * 9, 0, dict(enumerate(SHARES[count]))))
+
+    assert len(run) == (9 if count == 1 else 3)
+
+
 def test_workers_stop_before_a_round_whose_weights_are_not_finite() -> None:
     arena, updater = make_arena("sgd")
     rates = (0.01, 0.01, float("inf"), 0.01)
@@ -201,9 +213,11 @@ def test_another_process_sees_the_same_arena() -> None:
 @pytest.mark.parametrize(
     ("left_in_epoch", "left", "round_seconds", "count"),
     [
-        (10, None, None, 10),
-        (10_000, None, None, MOST_ROUNDS),
-        (10_000, 7, None, 7),
+        (10, None, None, 1),
+        (10, None, 1e-4, 10),
+        (10_000, None, 1e-4, MOST_ROUNDS),
+        (10_000, 7, 1e-4, 7),
+        (10_000, 0, 1e-4, 0),
         (10_000, None, 0.01, 5),
         (10_000, None, 3.0, 1),
         (3, 2, 0.0, 2),

@@ -247,3 +247,20 @@ def test_a_newcomer_makes_the_shares_even_with_as_few_moves_as_possible(sizes: l
     after = [len(share - taken) for share in shares.values()]
     assert max(after) - len(taken) <= 1
     assert all(left >= len(taken) or left == len(share) for left, share in zip(after, shares.values(), strict=True))
+
+
+def test_two_newcomers_that_load_at_once_both_end_up_with_a_share() -> None:
+    script = Script(shards=4, workers=1)
+    script.hold()
+    script.begin()
+    script.tell(Joined(1, {}))
+    script.tell(Joined(2, {}))
+    script.answer(2)  # the second of them is the first to have loaded
+    script.answer(0)
+    for _ in range(4):
+        script.begin()
+        script.answer_all()
+
+    assert sorted(shard for share in script.crew.shares.values() for shard in share) == [0, 1, 2, 3]
+    assert all(script.crew.shares.values())
+    assert script.crew.settled

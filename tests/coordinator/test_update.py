@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from coordinator.optimizers import DEFAULTS, OptimizerSpec, Step, make_optimizer
-from coordinator.update import BLOCK, Parameters, PartialSums, Refused, Updated, Updater, clip_factor, deal
+from coordinator.update import BLOCK, Parameters, PartialSums, Refused, Updated, Updater, clip_factor, deal, norm_of
 from worker.arrays import Floats
 from worker.model import Layout, ModelSpec
 
@@ -187,6 +187,11 @@ def test_a_large_but_finite_float32_gradient_is_clipped_and_not_refused() -> Non
     assert isinstance(updated, Updated)
     assert updated.gradient_norm == pytest.approx(5e20)
     np.testing.assert_allclose(updated.parameters.weights_P, [-0.6, 0.8], rtol=1e-6)
+
+
+def test_squares_that_are_finite_one_by_one_only_have_no_norm() -> None:
+    assert norm_of([1e308, 1e308]) == float("inf")
+    assert norm_of([9.0, 16.0]) == 5.0
 
 
 @pytest.mark.parametrize(("blocks", "hands"), [(1, 1), (1, 3), (7, 2), (8, 3), (5, 5)])
