@@ -75,7 +75,7 @@ class Metrics:
                     self._add_up()
             case Started():
                 self._started = event
-                self._crew = self._crew_before = event.crew
+                self._crew, self._crew_before = event.crew, event.crew_before
                 self._record = event.history[-1] if event.history else None
             case EpochDone(record=record):
                 self._record = record
@@ -84,8 +84,10 @@ class Metrics:
             case Checkpointed():
                 self._durations["checkpoint"].add([event.seconds])
                 self._checkpointed = event.timestamp
-            case Finished(summary=summary):
+            case Finished(summary=summary, crew=crew):
+                self._add_up()
                 self._status = summary.status
+                self._take_crew(crew)
             case Noticed():
                 pass
 
@@ -103,9 +105,12 @@ class Metrics:
                 computed = self._computed.setdefault(worker, [0, 0.0])
                 computed[0] += 1
                 computed[1] += seconds
-        self._crew = rounds[-1].crew
+        self._take_crew(rounds[-1].crew)
+
+    def _take_crew(self, crew: CrewStatus) -> None:
+        self._crew = crew
         # Those that were lost take their series along, or a long run would have ever more.
-        self._computed = {worker: past for worker, past in self._computed.items() if worker in self._crew.shares}
+        self._computed = {worker: past for worker, past in self._computed.items() if worker in crew.shares}
 
     @property
     def compute_means(self) -> dict[int, float]:

@@ -167,6 +167,7 @@ class Started:
         parameters: weights and biases.
         shards: S.
         crew: the workers that the run begins with.
+        crew_before: how those of a run that is taken up had fared until then.
         most_workers: that it may get.
         rounds_per_epoch: T.
         rounds_done: of a run that is taken up.
@@ -187,6 +188,7 @@ class Started:
     parameters: int
     shards: int
     crew: CrewStatus
+    crew_before: CrewStatus = field(default_factory=CrewStatus)
     most_workers: int
     rounds_per_epoch: int
     rounds_done: int
@@ -251,9 +253,10 @@ class Noticed:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """The run is over and its directory complete."""
+    """The run is over and its directory complete. `crew` is how the workers fared, after the last round too."""
 
     summary: Summary
+    crew: CrewStatus
 
 
 Event = Started | RoundDone | EpochDone | Checkpointed | Noticed | Finished

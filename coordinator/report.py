@@ -99,16 +99,21 @@ class Board:
                 self._checkpoint = event
             case Noticed(message=message):
                 self._notices.append(message)
-            case Finished(summary=summary):
+            case Finished(summary=summary, crew=crew):
                 self._summary = summary
+                self._take_crew(crew, summary.rounds + 1)  # whoever was lost since was lost in a round that was not committed
 
     def _observe_round(self, event: RoundDone) -> None:
         self._round = event
         self._rounds.add(event)
-        if event.crew.lost != self._crew.lost:
-            gone = self._crew.shares.keys() - event.crew.shares.keys()
-            self._lost.extend({"worker": worker, "round": event.round} for worker in sorted(gone))
-        self._crew = event.crew
+        self._take_crew(event.crew, event.round)
+
+    def _take_crew(self, crew: CrewStatus, number: int) -> None:
+        """Take note of how the workers fared in the round of this number."""
+        if crew.lost != self._crew.lost:
+            gone = self._crew.shares.keys() - crew.shares.keys()
+            self._lost.extend({"worker": worker, "round": number} for worker in sorted(gone))
+        self._crew = crew
 
     def state(self, worker_means: dict[int, float]) -> bytes:
         """Return what the page shows, in JSON; `worker_means` are seconds that each worker computed in a round."""

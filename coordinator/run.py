@@ -182,12 +182,12 @@ def _train(
     finally:
         # Also when whoever consumes the events has had enough: what was committed is kept.
         writer.close(training.snapshot)
-    yield from map(watch.report, writer.events())
+    yield from map(watch.report, (*_notices(dispatcher.notices()), *writer.events()))
     outcome = training.outcome
     with writable(order.directory):
         save_model(directory.model, job.model, prepared.encoding, prepared.layout, outcome.weights_P)
     summary = clock.summary(order.directory.name, outcome, prepared, training.crew)
-    finished = watch.report(Finished(summary=summary))
+    finished = watch.report(Finished(summary=summary, crew=training.crew))
     yield from map(watch.report, watch.push())
     directory.write_report(watch.page())
     directory.finish(summary)
@@ -200,7 +200,7 @@ def _notices(messages: list[str]) -> list[Noticed]:
 
 
 def _started(order: Order, prepared: Prepared, crew: CrewStatus, history: tuple[EpochRecord, ...], watch: Watch) -> Started:
-    setup, plan = prepared.setup, prepared.setup.plan
+    setup, plan, last = prepared.setup, prepared.setup.plan, prepared.start.progress.last_round
     return Started(
         run=order.directory.name,
         directory=str(order.directory),
@@ -213,6 +213,7 @@ def _started(order: Order, prepared: Prepared, crew: CrewStatus, history: tuple[
         parameters=prepared.layout.size,
         shards=plan.shards,
         crew=crew,
+        crew_before=last.crew if last is not None else CrewStatus(),
         most_workers=order.job.workers.most,
         rounds_per_epoch=plan.rounds_per_epoch,
         rounds_done=prepared.start.progress.rounds,

@@ -61,14 +61,14 @@ def epoch_done(epoch: int = 1, validation: Errors | None = None) -> EpochDone:
     return EpochDone(record=record, evaluate_seconds=0.02)
 
 
-def finished(status: Status) -> Finished:
+def finished(status: Status, crew: CrewStatus = CREW) -> Finished:
     summary = Summary(
         run="run-1", status=status, stop_reason="epochs", epochs=1, rounds=10, rows_trained=640, rows_expected=640, parameters=51,
         workers=2, worker_failures=0, slices_recomputed=0, kept_epoch=1, weights_digest="0" * 64,
         seconds=Seconds(startup=1.0, training=1.0, total=2.0), rows_per_second=640.0,
         round_seconds=Percentiles(p50=0.1, p99=0.2), train=ERRORS, validation=None, fingerprint={},
     )  # fmt: skip
-    return Finished(summary=summary)
+    return Finished(summary=summary, crew=crew)
 
 
 def samples_of(text: str) -> Samples:
@@ -164,7 +164,7 @@ def test_counters_of_a_run_that_is_taken_up_count_from_there() -> None:
     now = CrewStatus(workers=1, lost=6, recomputed=4, moved=10, shares={1: 4})
     history = (epoch_done(1).record, epoch_done(2).record)
 
-    resumed = started(before, rounds_done=20, history=history)
+    resumed = started(before, crew_before=before, rounds_done=20, history=history)
     assert after(resumed)["progress_ratio",] == 0.2
     samples = after(resumed, round_done(21, now))
 
@@ -175,6 +175,27 @@ def test_counters_of_a_run_that_is_taken_up_count_from_there() -> None:
     assert samples["epoch",] == 2
     assert samples["loss", "train"] == ERRORS.loss
     assert samples["progress_ratio",] == 0.21
+
+
+def test_workers_that_were_lost_before_the_first_round_are_counted() -> None:
+    before = CrewStatus(workers=2, lost=5, recomputed=3, moved=8, shares={0: 2, 1: 2})
+    now = CrewStatus(workers=1, lost=6, recomputed=3, moved=10, shares={1: 4})
+
+    for events in ((), (round_done(21, now),)):
+        samples = after(started(now, crew_before=before, rounds_done=20), *events)
+        assert samples["worker_failures_total",] == 1
+        assert samples["shards_moved_total",] == 2
+
+
+def test_workers_that_were_lost_after_the_last_round_are_counted() -> None:
+    none = CrewStatus(lost=2, recomputed=4, shares={})
+
+    samples = after(started(), round_done(1, w0=0.1, w1=0.2), finished("failed", none))
+
+    assert samples["worker_failures_total",] == 2
+    assert samples["slices_recomputed_total",] == 4
+    assert {state: samples["workers", state] for state in ("ready", "missing")} == {"ready": 0, "missing": 3}
+    assert [key for key in samples if key[0].startswith(("worker_shards", "worker_compute"))] == []
 
 
 @pytest.mark.parametrize("status", STATUSES[1:])

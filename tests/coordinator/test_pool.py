@@ -213,14 +213,14 @@ def test_the_user_is_told_which_worker_was_lost_and_why(run_job: Run, blobs_job:
     assert notice.startswith("worker 1 was lost: killed")
 
 
-def failing(events: Iterator[Event], match: str) -> Summary:
-    """The summary of a run that ends with a PoolError."""
+def failing(events: Iterator[Event], match: str) -> tuple[Finished, list[str]]:
+    """The end of a run that ends with a PoolError, and its notices."""
     seen: list[Event] = []
     with pytest.raises(PoolError, match=match):
         seen.extend(events)
     last = seen[-1] if seen else None
     assert isinstance(last, Finished)
-    return last.summary
+    return last, [event.message for event in seen if isinstance(event, Noticed)]
 
 
 def test_a_slice_that_kills_every_worker_ends_the_run_by_its_shard_and_the_last_worker(
@@ -232,7 +232,8 @@ def test_a_slice_that_kills_every_worker_ends_the_run_by_its_shard_and_the_last_
 
     events = begin_job(blobs_job, {"workers.count": 5}, pool=ScriptedPool(5, dies))
 
-    summary = failing(events, r"^shard 3 cost 3 workers in a row, the last of them worker \d: out of memory$")
+    finished, _ = failing(events, r"^shard 3 cost 3 workers in a row, the last of them worker \d: out of memory$")
+    summary = finished.summary
     assert (summary.status, summary.rounds, summary.kept_epoch) == ("failed", 6, 1)
     assert summary.worker_failures == 3
     assert (tmp_path / "run-1" / "model" / "model.safetensors").exists()
@@ -242,7 +243,12 @@ def test_a_slice_that_kills_every_worker_ends_the_run_by_its_shard_and_the_last_
 def test_a_run_whose_workers_are_all_lost_and_not_replaced_ends_with_what_it_has(begin_job: Begin, blobs_job: Document) -> None:
     pool = ScriptedPool(2, dies_in(ComputeGradients, (0, 6), (1, 7)))
 
-    summary = failing(begin_job(blobs_job, {"workers.wait_seconds": 0.01}, pool=pool), r"0 of 1 workers .* within 0\.01 s")
+    finished, notices = failing(
+        begin_job(blobs_job, {"workers.wait_seconds": 0.01}, pool=pool), r"0 of 1 workers .* within 0\.01 s"
+    )
+    summary = finished.summary
 
+    assert [notice.partition(":")[0] for notice in notices] == ["worker 0 was lost", "worker 1 was lost"]
+    assert (finished.crew.workers, finished.crew.lost) == (0, 2)
     assert (summary.status, summary.workers, summary.worker_failures) == ("failed", 0, 2)
     assert summary.rows_trained == summary.rows_expected

@@ -126,6 +126,16 @@ def test_workers_that_were_lost_and_notices_are_told(events: list[Event]) -> Non
     assert state["notices"] == ["worker 0 was lost"]
 
 
+def test_workers_that_were_lost_after_the_last_round_are_told(events: list[Event]) -> None:
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+
+    state = state_of(board_of([*events[:-1], Finished(summary=finished.summary, crew=CrewStatus(lost=2))]))
+
+    assert state["lost"] == [{"worker": 0, "round": 13}, {"worker": 1, "round": 13}]
+    assert (state["crew"]["workers"], state["crew"]["lost"], state["workers"]) == (0, 2, [])
+
+
 @pytest.mark.parametrize(
     ("seconds", "slow"),
     [
