@@ -77,7 +77,6 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
     inspection = inspect(order.job)
     with closing(Watch(order.job.metrics, order.directory)) as watch:
         failure = yield from _train(order, prepare(order, inspection, pool), watch, interrupted)
-        watch.linger(interrupted)
     if failure is not None:
         raise failure
 
@@ -152,7 +151,7 @@ def _count(dispatcher: Dispatcher, inspection: Inspection, shards: int) -> RowCo
 def _train(
     order: Order, prepared: Prepared, watch: Watch, interrupted: Callable[[], bool]
 ) -> Generator[Event, None, PoolError | None]:
-    """Train and fill the run directory; return what the workers could not go on for, if anything."""
+    """Train, fill the run directory and linger; return what the workers could not go on for, if anything."""
     job, start, dispatcher = order.job, prepared.start, prepared.dispatcher
     # Made only now, so that a run that can't begin leaves nothing behind.
     if order.resume:
@@ -182,6 +181,7 @@ def _train(
     finally:
         # Also when whoever consumes the events has had enough: what was committed is kept.
         writer.close(training.snapshot)
+    ends_lingering = _from_now_on(interrupted)
     yield from map(watch.report, (*_notices(dispatcher.notices()), *writer.events()))
     outcome = training.outcome
     with writable(order.directory):
@@ -192,7 +192,14 @@ def _train(
     directory.write_report(watch.page())
     directory.finish(summary)
     yield finished
+    watch.linger(ends_lingering)
     return failure
+
+
+def _from_now_on(interrupted: Callable[[], bool]) -> Callable[[], bool]:
+    """Return what tells of an interrupt that has yet to come: one that ended the training is to be told to those who look."""
+    already = interrupted()
+    return lambda: not already and interrupted()
 
 
 def _notices(messages: list[str]) -> list[Noticed]:

@@ -1,5 +1,6 @@
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,40 @@ def test_a_run_that_does_not_finish_takes_endpoint_and_announcement_back(
             next(begin_job(blobs_job, overrides | {"data.shards": 99}))
 
     assert list((tmp_path / "sd").iterdir()) == []
+
+
+def test_that_a_run_was_interrupted_lingers_as_any_other_end(begin_job: Begin, blobs_job: Document) -> None:
+    found: list[str] = []
+    done: list[Event] = []
+
+    def scrape_at_the_end() -> None:
+        assert ended.wait(60)
+        found.append(scrape_text(url))
+
+    ended, looking = threading.Event(), threading.Thread(target=scrape_at_the_end)
+    overrides = {"metrics.port": 0, "metrics.linger_seconds": 3600, "metrics.linger_scrapes": 1}
+    events = begin_job(blobs_job, overrides, interrupted=lambda: any(isinstance(event, EpochDone) for event in done))
+    url = start(events)
+    looking.start()
+    for event in events:
+        done.append(event)
+        if isinstance(event, Finished):
+            ended.set()
+    looking.join(60)
+
+    assert f'isograd_run_status{{run="{RUN}",status="interrupted"}} 1.0' in found[0]
+    assert not is_served(url)
+
+
+def test_a_run_that_does_not_linger_ends_at_once_when_it_is_interrupted(begin_job: Begin, blobs_job: Document) -> None:
+    events = begin_job(blobs_job, {"metrics.port": 0}, interrupted=lambda: True)
+    url = start(events)
+
+    last = list(events)[-1]
+
+    assert isinstance(last, Finished)
+    assert last.summary.status == "interrupted"
+    assert not is_served(url)
 
 
 def test_the_final_values_linger_until_the_run_is_interrupted(begin_job: Begin, blobs_job: Document) -> None:
