@@ -3,7 +3,7 @@
 import hashlib
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, time
@@ -12,9 +12,8 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from coordinator.model_files import write_atomically
+from coordinator.model_files import safetensors_pieces, write_atomically
 from coordinator.records import Checkpointed, Noticed
 from coordinator.snapshot import Progress, Snapshot
 from coordinator.update import Parameters
@@ -85,14 +84,14 @@ class CheckpointError(Exception):
 _HEADER = TypeAdapter(_Header)
 
 
-def encode(origin: Origin, snapshot: Snapshot) -> bytes:
-    """Return a snapshot as the bytes of a safetensors file, with a checksum over all that it says."""
+def encode(origin: Origin, snapshot: Snapshot) -> Iterator[bytes | memoryview]:
+    """Return a snapshot as the pieces of a safetensors file, with a checksum over all that it says."""
     arrays = {"weights": snapshot.parameters.weights_P}
     arrays |= {STATE_PREFIX + name: array for name, array in snapshot.parameters.optimizer.items()}
     if snapshot.kept_P is not snapshot.parameters.weights_P:
         arrays["kept"] = snapshot.kept_P
     header = _HEADER.dump_json(_Header(format=FORMAT, origin=origin, progress=snapshot.progress)).decode()
-    return save(arrays, {"isograd": header, "sha256": _checksum(header, arrays)})
+    return safetensors_pieces(arrays, {"isograd": header, "sha256": _checksum(header, arrays)})
 
 
 def decode(path: Path) -> Checkpoint:

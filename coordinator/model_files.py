@@ -2,18 +2,19 @@
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from worker.arrays import Floats
 from worker.encoding import Encoding
@@ -55,12 +56,31 @@ def weights_digest(weights_P: Floats) -> str:
     return hashlib.sha256(weights_P.astype(weights_P.dtype.newbyteorder("<")).tobytes()).hexdigest()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def safetensors_pieces(arrays: Mapping[str, Floats], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a safetensors file piece by piece, the arrays where they are.
+
+    The library's own `save` has two copies of all arrays in memory before the first byte is written. The format: the length of
+    a header in JSON as 64 bits, little-endian; the header; the arrays in its order, without gaps.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, array in arrays.items():
+        end = offset + array.nbytes
+        header[name] = {"dtype": f"F{8 * array.itemsize}", "shape": list(array.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the arrays are aligned
+    yield len(text).to_bytes(8, "little") + text
+    for array in arrays.values():
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def write_atomically(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file under a temporary name, sync it and rename it: readers see the old file or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -72,7 +92,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def save_model(folder: Path, model: ModelSpec, encoding: Encoding, layout: Layout, weights_P: Floats) -> None:
     """Write model.safetensors and model.json into `folder`."""
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / "model.safetensors", save(layout.views(weights_P)))
+    write_atomically(folder / "model.safetensors", safetensors_pieces(layout.views(weights_P)))
     description = ModelDescription(
         format=FORMAT,
         model=model,

@@ -7,9 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
-from coordinator.model_files import load_model, save_model, starting_weights, weights_digest, write_atomically
+from coordinator.model_files import (
+    load_model,
+    safetensors_pieces,
+    save_model,
+    starting_weights,
+    weights_digest,
+    write_atomically,
+)
 from worker.arrays import Floats
 from worker.data import Column, Columns
 from worker.encoding import Encoding, Label
@@ -299,3 +307,18 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         write_atomically(tmp_path / "folder", b"third")
 
     assert sorted(place.name for place in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_pieces_make_the_file_that_the_library_would_write(tmp_path: Path, dtype: str) -> None:
+    arrays = {"one": np.arange(6, dtype=dtype).reshape(2, 3), "none": np.empty(0, dtype), "two": np.arange(10, dtype=dtype)[::2]}
+    path = tmp_path / "pieces.safetensors"
+
+    write_atomically(path, safetensors_pieces(arrays, {"said": 'a "word"'}))
+
+    found = load_file(path)
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata() == {"said": 'a "word"'}
