@@ -195,9 +195,12 @@ def _coordinator(order: Order) -> Iterator[Any]:
     """Start a coordinator actor for the length of a `with` block, and name what it fails for."""
     options = {"num_cpus": 0, "max_concurrency": 4, "max_restarts": MOST_RESTARTS, "max_task_retries": 0}
     actor: Any = ray.remote(CoordinatorActor).options(**options).remote()
+    killed = True
     try:
         yield actor
+        killed = False
     except RayTaskError as error:
+        killed = False
         if isinstance(error.cause, UserError | PoolError):
             raise error.cause from None
         raise
@@ -206,6 +209,7 @@ def _coordinator(order: Order) -> Iterator[Any]:
     finally:
         ray.kill(actor)
         metrics = order.job.metrics
-        if metrics is not None and metrics.sd_dir is not None:
-            # One that was killed could not take it back itself.
+        if killed and metrics is not None and metrics.sd_dir is not None:
+            # It could not take its announcement back itself. One that came to an end did; what is there after that is
+            # another's, who has the directory that this one was refused.
             Announcement(metrics.sd_dir, order.directory).withdraw()

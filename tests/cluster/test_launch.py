@@ -14,7 +14,7 @@ from coordinator.dispatch import PoolError
 from coordinator.job import JobSpec
 from coordinator.records import EpochDone, Event, Finished, Started, Summary
 from coordinator.run import Order
-from worker.errors import DataError
+from worker.errors import DataError, UserError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 Jobs = Callable[..., JobSpec]
@@ -60,6 +60,24 @@ def test_workers_that_the_cluster_can_not_place_are_named(small_job: Jobs, tmp_p
     job = small_job({"workers.count": 3, "workers.cpus": 2.0, "workers.wait_seconds": 12.0})
     with pytest.raises(PoolError, match=r"placed 2 of 3 workers of 2 CPUs"):
         train(job, tmp_path / "run")
+
+
+def test_a_start_that_is_refused_leaves_the_announcement_of_the_run_that_has_the_directory(
+    small_job: Jobs, tmp_path: Path
+) -> None:
+    (tmp_path / "sd").mkdir()
+    job = small_job({"metrics.sd_dir": str(tmp_path / "sd"), "training.epochs": 100_000})
+    events = follow(Order(job, tmp_path / "run", time()), lambda: False)
+    while not isinstance(next(events), Started):
+        pass
+    (announced,) = (tmp_path / "sd").iterdir()
+
+    with pytest.raises(UserError, match="holds a run already"):
+        train(job, tmp_path / "run")
+    assert announced.exists()
+
+    events.close()  # type: ignore[attr-defined]  # which kills the coordinator
+    assert not announced.exists()
 
 
 def test_an_interrupted_run_ends_in_good_order(small_job: Jobs, tmp_path: Path) -> None:
