@@ -1,12 +1,14 @@
 """The `[metrics]` section, and the two ways in which a run makes itself known: an announcement and a push."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from http.client import HTTPException
 from ipaddress import ip_address
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import ClassVar, Final
 from urllib.parse import urlsplit
 
@@ -174,9 +176,21 @@ def expose(families: Iterator[Metric]) -> bytes:
 
 
 def push(families: CollectorRegistry, gateway: str, run: str) -> str | None:
-    """Send metrics to a Pushgateway, in the group of the run; return a sentence where that fails."""
+    """Send metrics to a Pushgateway, in the group of the run; return a sentence where that fails or takes too long."""
+    problems: SimpleQueue[str | None] = SimpleQueue()
+
+    def send() -> None:
+        try:
+            push_to_gateway(gateway, "isograd", families, {"run": run}, timeout=PUSH_SECONDS)
+        except (OSError, ValueError, HTTPException) as error:
+            problems.put(str(error))
+        else:
+            problems.put(None)
+
+    # The timeout is of each call to the socket, of which a gateway that answers byte by byte can cause any number.
+    threading.Thread(target=send, name="isograd-push", daemon=True).start()
     try:
-        push_to_gateway(gateway, "isograd", families, {"run": run}, timeout=PUSH_SECONDS)
-    except (OSError, ValueError, HTTPException) as error:
-        return f"the final errors could not be sent to the Pushgateway at {gateway}: {error}"
-    return None
+        problem = problems.get(timeout=PUSH_SECONDS)
+    except Empty:
+        problem = f"it took more than {PUSH_SECONDS:g} s"
+    return f"the final errors could not be sent to the Pushgateway at {gateway}: {problem}" if problem is not None else None

@@ -1,6 +1,7 @@
 """The metrics of a run, made of its events, as Prometheus takes them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from time import time
 from typing import Final
 
 import numpy as np
@@ -53,6 +54,7 @@ class Metrics:
     def __init__(self, run: str) -> None:
         """Begin without a value: what is not known yet is not exported."""
         self._run = run
+        self._began = time()
         self._started: Started | None = None
         self._status = "running"
         self._rows = 0
@@ -90,6 +92,10 @@ class Metrics:
                 self._take_crew(crew)
             case Noticed():
                 pass
+
+    def fail(self) -> None:
+        """Take note that the run broke off."""
+        self._status = "failed"
 
     def _add_up(self) -> None:
         """Bring the totals up to date with the rounds that wait."""
@@ -134,6 +140,11 @@ class Metrics:
         states = {status: float(status == self._status) for status in STATUSES}
         yield self._gauges("run_status", "1 for what the run is: running, or how it ended.", "status", states)
         started = self._started
+        yield self._gauge(
+            "run_start_timestamp_seconds",
+            "When the coordinator began its first round, until then when it began to get ready, in seconds since the Unix epoch.",
+            started.timestamp if started is not None else self._began,
+        )
         if started is None:
             return
         info = GaugeMetricFamily(
@@ -141,11 +152,6 @@ class Metrics:
         )
         info.add_metric((self._run, str(started.shards), str(started.parameters)), 1.0)
         yield info
-        yield self._gauge(
-            "run_start_timestamp_seconds",
-            "When the coordinator began its first round, in seconds since the Unix epoch.",
-            started.timestamp,
-        )
         if started.most_rounds is not None:
             done = self._round.round if self._round else started.rounds_done
             yield self._gauge(

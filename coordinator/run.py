@@ -76,7 +76,18 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
     check_directory(order)
     inspection = inspect(order.job)
     with closing(Watch(order.job.metrics, order.directory)) as watch:
-        failure = yield from _train(order, prepare(order, inspection, pool), watch, interrupted)
+        prepared = prepare(order, inspection, pool)
+        directory = _directory(order, prepared)  # made only now, so that a run that can't begin leaves nothing behind
+        try:
+            failure = yield from _train(order, prepared, directory, watch, interrupted)
+        except Exception as error:
+            ends_lingering = _from_now_on(interrupted)
+            watch.fail()
+            if order.job.metrics is not None and order.job.metrics.linger_seconds > 0:
+                # What is raised is told only after that.
+                yield watch.report(Noticed(message=f"the run broke off: {error}; its metrics stay for a while, Ctrl-C ends that"))
+            watch.linger(ends_lingering)
+            raise
     if failure is not None:
         raise failure
 
@@ -148,16 +159,17 @@ def _count(dispatcher: Dispatcher, inspection: Inspection, shards: int) -> RowCo
     return {path: rows for answer in answers for path, rows in cast(RowCounts, answer).items()}
 
 
+def _directory(order: Order, prepared: Prepared) -> RunDirectory:
+    if order.resume:
+        return RunDirectory.resume(order.directory, dump_job(order.job), prepared.start.progress.history_lines)
+    return RunDirectory.create(order.directory, dump_job(order.job))
+
+
 def _train(
-    order: Order, prepared: Prepared, watch: Watch, interrupted: Callable[[], bool]
+    order: Order, prepared: Prepared, directory: RunDirectory, watch: Watch, interrupted: Callable[[], bool]
 ) -> Generator[Event, None, PoolError | None]:
     """Train, fill the run directory and linger; return what the workers could not go on for, if anything."""
     job, start, dispatcher = order.job, prepared.start, prepared.dispatcher
-    # Made only now, so that a run that can't begin leaves nothing behind.
-    if order.resume:
-        directory = RunDirectory.resume(order.directory, dump_job(job), start.progress.history_lines)
-    else:
-        directory = RunDirectory.create(order.directory, dump_job(job))
     training = Training(job, prepared.setup, dispatcher, prepared.updater, start)
     writer = CheckpointWriter(checkpoints(order.directory), job.checkpoint, prepared.origin)
     clock = _Clock(order.began, prepared.setup.plan, start.progress)
@@ -188,9 +200,9 @@ def _train(
         save_model(directory.model, job.model, prepared.encoding, prepared.layout, outcome.weights_P)
     summary = clock.summary(order.directory.name, outcome, prepared, training.crew)
     finished = watch.report(Finished(summary=summary, crew=training.crew))
-    yield from map(watch.report, watch.push())
     directory.write_report(watch.page())
     directory.finish(summary)
+    yield from map(watch.report, watch.push())
     yield finished
     watch.linger(ends_lingering)
     return failure

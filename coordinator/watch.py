@@ -56,6 +56,12 @@ class Watch:
                 self._lock.release()
         return event
 
+    def fail(self) -> None:
+        """Take note that the run broke off, without an event that would say how it ended."""
+        with self._lock:
+            self._take_in()
+            self._metrics.fail()
+
     def push(self) -> list[Noticed]:
         """Send the final errors to the job's Pushgateway, if it names one; return what went wrong."""
         if self._spec is None or self._spec.pushgateway is None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
+from time import time
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -159,6 +160,13 @@ def test_a_worker_that_is_lost_takes_its_series_along_and_is_counted() -> None:
     assert samples["slices_recomputed_total",] == 2
 
 
+def test_a_run_has_a_start_before_its_first_round_from_which_a_standstill_is_counted() -> None:
+    before = time()
+    samples = after()
+    assert before <= samples["run_start_timestamp_seconds",] <= time()
+    assert samples["run_status", "running"] == 1
+
+
 def test_counters_of_a_run_that_is_taken_up_count_from_there() -> None:
     before = CrewStatus(workers=2, lost=5, recomputed=3, moved=8, shares={0: 2, 1: 2})
     now = CrewStatus(workers=1, lost=6, recomputed=4, moved=10, shares={1: 4})
@@ -295,4 +303,28 @@ def test_a_gateway_that_can_not_be_reached_is_a_notice(tmp_path: Path) -> None:
 
     assert notice.message.startswith(f"the final errors could not be sent to the Pushgateway at {gateway}: ")
     assert "refused" in notice.message
+    watch.close()
+
+
+def test_a_gateway_that_answers_too_slowly_is_a_notice_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.export.PUSH_SECONDS", 0.2)
+    over = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            while not over.wait(0.05):  # each byte in time, so that no call to the socket takes too long
+                connection.send(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        gateway = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        dripping = threading.Thread(target=drip, args=(listener,))
+        dripping.start()
+        watch = Watch(MetricsSpec(pushgateway=gateway), tmp_path / "run-1")
+
+        (notice,) = watch.push()
+        over.set()
+        dripping.join(30)
+
+    assert notice.message == f"the final errors could not be sent to the Pushgateway at {gateway}: it took more than 0.2 s"
     watch.close()

@@ -10,7 +10,8 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coordinator.records import EpochDone, Errors, Event, Finished, RoundDone, Started, Summary
+from coordinator.records import EpochDone, Errors, Event, Finished, Noticed, RoundDone, Started, Summary
+from coordinator.watch import Watch
 from worker.errors import JobError, UserError
 
 Document = dict[str, dict[str, Any]]
@@ -259,3 +260,45 @@ def test_the_final_values_linger_until_the_run_is_interrupted(begin_job: Begin, 
     assert len(lingered) == 1
     assert errors_in(lingered[0], "train") == summaries[0].train
     assert not is_served(url)
+
+
+def test_a_run_that_breaks_off_is_exported_as_failed_as_long_as_any_other_end(
+    begin_job: Begin, blobs_job: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.endpoint.SAME_FOR_SECONDS", 0.0)
+    broken: list[Noticed] = []
+    lingered: list[str] = []
+
+    def interrupted() -> bool:
+        if broken:
+            lingered.append(scrape_text(url))
+        return bool(broken)
+
+    events = begin_job(blobs_job, {"metrics.port": 0, "metrics.linger_seconds": 3600}, interrupted=interrupted)
+    url = start(events)
+    (tmp_path / "run-1" / "history.jsonl").mkdir()
+
+    with pytest.raises(UserError, match="run-1"):
+        broken.extend(event for event in events if isinstance(event, Noticed))
+
+    assert broken[0].message.startswith("the run broke off: ")
+    assert f'isograd_run_status{{run="{RUN}",status="failed"}} 1.0' in lingered[-1]
+    assert not is_served(url)
+
+
+def test_report_and_summary_are_written_before_anything_is_pushed(
+    begin_job: Begin, blobs_job: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+
+    def push(watch: Watch) -> list[Noticed]:
+        found.extend(path.name for path in (tmp_path / "run-1").iterdir())
+        return [Noticed(message="pushed")]
+
+    monkeypatch.setattr(Watch, "push", push)
+
+    events = list(begin_job(blobs_job))
+
+    assert {"report.html", "summary.json"} <= set(found)
+    assert events[-2] == Noticed(message="pushed")
+    assert isinstance(events[-1], Finished)
