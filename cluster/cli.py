@@ -25,7 +25,7 @@ from cluster.display import (
     error_table,
     make_display,
     plan_table,
-    print_summary,
+    print_end,
     rows_table,
 )
 from coordinator.check import check_job
@@ -147,7 +147,6 @@ def train(
         directory = (run_dir or _new_run_directory(job)).absolute()
         order = Order(job, directory, began, resume)
         summary = _train(order, address, make_display(progress, Console()), debug=debug)
-        print_summary(Console(), summary, _short(directory))
         code = STATUS_EXIT[summary.status]
         if code is not Exit.COMPLETED:
             sys.exit(code)
@@ -286,8 +285,9 @@ def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summ
         try:
             for event in launch(order, address, interrupted, debug=debug):
                 display.show(event)
-                if isinstance(event, Finished):
+                if isinstance(event, Finished):  # what comes now is lingering, if anything
                     summary = event.summary
+                    print_end(Console(), summary, _short(order.directory), order.job.metrics)
         finally:
             display.close()
     return summary

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.check import JobPlan
+from coordinator.export import MetricsSpec
 from coordinator.job import JobSpec
 from coordinator.records import EpochDone, EpochRecord, Errors, Event, Finished, Noticed, RoundDone, Started, Summary
 from coordinator.scoring import ScoredRow
@@ -211,6 +212,14 @@ def describe_errors(record: EpochRecord) -> str:
     else:
         parts.append(f"mean absolute error {number(latest.mean_absolute_error)}")
     return "  ".join(parts)
+
+
+def print_end(console: Console, summary: Summary, directory: str, metrics: MetricsSpec | None) -> None:
+    """Print the closing table, and for how long the command goes on nevertheless."""
+    print_summary(console, summary, directory)
+    if metrics is not None and metrics.linger_seconds > 0:
+        ends = "Ctrl-C once more" if summary.status == "interrupted" else "Ctrl-C"
+        console.print(f"metrics stay for up to {metrics.linger_seconds:g} s; {ends} ends that", highlight=False, soft_wrap=True)
 
 
 def print_summary(console: Console, summary: Summary, directory: str) -> None:

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from cluster.cli import main
 from coordinator.job import JobSpec
+from coordinator.watch import Watch
 
 Jobs = Callable[..., JobSpec]
 
@@ -47,6 +49,21 @@ def test_train_prints_a_line_an_epoch_and_a_closing_table(small_job: Jobs, tmp_p
     assert [line.split()[1] for line in output.splitlines() if line.startswith("epoch ")] == ["1/3", "2/3", "3/3"]
     digest = json.loads((tmp_path / "run" / "summary.json").read_text())["weights_digest"]
     assert digest in output
+
+
+def test_the_closing_table_comes_before_the_lingering(small_job: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_job({})
+
+    def linger(*_: object) -> None:
+        click.echo("lingering")
+
+    monkeypatch.setattr(Watch, "linger", linger)
+
+    lines = train(tmp_path, "--set", "metrics.linger_seconds=60").output.splitlines()
+
+    assert [line.split()[0] for line in lines if line.startswith(("completed ", "directory "))] == ["completed", "directory"]
+    assert lines[-2:] == ["metrics stay for up to 60 s; Ctrl-C ends that", "lingering"]
+    assert "metrics stay" not in train(tmp_path, "--run-dir", tmp_path / "other").output
 
 
 def test_set_and_workers_override_the_file(small_job: Jobs, tmp_path: Path) -> None:
