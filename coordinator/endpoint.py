@@ -9,7 +9,7 @@ import threading
 from binascii import Error as Base64Error
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hmac import compare_digest
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -76,8 +76,9 @@ class Endpoint:
         Raises:
             JobError: the port is taken, a certificate, key or token can't be used, or the announcement can't be written.
         """
-        tls, listener = _tls(spec), _listener(spec)
-        self._access = _Access(_token(spec), spec.is_loopback)
+        tls, access = _tls(spec), _Access(_token(spec), spec.is_loopback)
+        listener = _listener(spec)  # last, so that no other file at fault leaves it open
+        self._access = access
         self._recent = {path: _Recent(content) for path, content in contents.items()}
         self._final, self._final_scrapes = False, threading.Semaphore(0)
         scheme, target = "https" if tls else "http", f"{_reachable(spec.address)}:{listener.getsockname()[1]}"
@@ -193,7 +194,7 @@ def _reachable(address: str) -> str:
 class _Access:
     """Who is let in."""
 
-    token: str | None
+    token: str | None = field(repr=False)
     loopback: bool
 
     def refusal(self, host: str, authorization: str) -> Response | None:

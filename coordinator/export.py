@@ -1,6 +1,7 @@
 """The `[metrics]` section, and the two ways in which a run makes itself known: an announcement and a push."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from worker.errors import JobError, require
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 PUSH_SECONDS: Final = 5.0
+MOST_OF_NAME: Final = 100
+"""Bytes of a run's name that are in that of its announcement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +130,18 @@ def _require_gateway(text: str) -> None:
 class Announcement:
     """A file of Prometheus's file-based service discovery that leads to a run's endpoint.
 
-    Its name follows from the run directory alone, so that a run that is taken up again after a kill replaces the file that its
-    first process left behind.
+    Its name follows from the run directory alone, by whatever path that is named, so that a run that is taken up again after a
+    kill replaces the file that its first process left behind.
     """
 
     def __init__(self, folder: str, directory: Path) -> None:
         """Name the file in `folder` for the run in `directory`."""
-        mark = sha256(str(directory).encode()).hexdigest()[:8]
+        resolved = directory.resolve()
+        mark = sha256(os.fsencode(resolved)).hexdigest()[:8]
+        # A file's name may be no text, and so long that nothing can be added to it; it is only for people here.
+        name = os.fsencode(resolved.name)[:MOST_OF_NAME].decode(errors="ignore")
         self._folder = folder
-        self.path = Path(folder) / f"isograd-{directory.name}-{mark}.json"
+        self.path = Path(folder) / f"isograd-{name}-{mark}.json"
 
     def publish(self, target: str, scheme: str) -> None:
         """Write the file, whole at any moment. Raises JobError where that can't be."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from coordinator.endpoint import METRICS, Content, Endpoint, check
-from coordinator.export import MetricsSpec
+from coordinator.export import Announcement, MetricsSpec
 from worker.errors import JobError
 
 SECONDS = 30.0
@@ -263,6 +263,44 @@ def test_runs_of_one_name_are_announced_side_by_side_and_one_taken_up_again_in_i
     for endpoint in (killed, other, again):
         endpoint.stop()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["r" * 255, "ü" * 127, os.fsdecode(b"run-\xff"), "\\"])
+def test_a_run_of_any_name_is_announced(tmp_path: Path, name: str) -> None:
+    announcement = Announcement(str(tmp_path), tmp_path / name)
+
+    announcement.publish("127.0.0.1:1", "http")
+
+    (found,) = tmp_path.glob("isograd-*.json")
+    assert found == announcement.path
+    assert found.name.encode().decode() == found.name  # nothing that is no text, which Prometheus would not read
+    announcement.withdraw()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_announced_in_one_place_by_whatever_path_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+
+    named = {Announcement("sd", tmp_path / path / "digits").path for path in ("runs", "link", "runs/../link")}
+
+    assert len(named) == 1
+
+
+def test_the_token_is_in_no_text_about_the_endpoint(open_endpoint: Open, token_file: str) -> None:
+    assert SECRET not in repr(vars(open_endpoint(token_file=token_file)))
+
+
+def test_a_token_that_can_not_be_read_leaves_no_port_open(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    with pytest.raises(JobError) as refused:
+        Endpoint(MetricsSpec(port=port, token_file=str(tmp_path / "missing")), tmp_path, {})
+
+    # `refused` keeps alive whatever was opened until then.
+    assert refused.value.key == "metrics.token_file"
+    socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_a_folder_that_went_meanwhile_does_not_keep_the_endpoint_from_stopping(open_endpoint: Open, tmp_path: Path) -> None:
