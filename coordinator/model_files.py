@@ -53,7 +53,8 @@ _ADAPTER = TypeAdapter(ModelDescription)
 
 def weights_digest(weights_P: Floats) -> str:
     """Return the SHA-256, in hexadecimal, of the parameters' little-endian bytes in the order of the layout."""
-    return hashlib.sha256(weights_P.astype(weights_P.dtype.newbyteorder("<")).tobytes()).hexdigest()
+    contiguous_P = np.ascontiguousarray(weights_P, weights_P.dtype.newbyteorder("<"))  # no copy but where one is needed
+    return hashlib.sha256(contiguous_P.data).hexdigest()
 
 
 def safetensors_pieces(arrays: Mapping[str, Floats], metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
