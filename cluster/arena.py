@@ -12,7 +12,7 @@ from typing import Final
 
 from cluster.shared_arrays import SharedArrays
 from coordinator.ahead import MOST_ROUNDS
-from coordinator.update import BLOCK, Parameters, UpdateSpec
+from coordinator.update import Parameters, UpdateSpec
 from worker.arrays import Floats
 
 MOST_PARAMETERS: Final = 1 << 22
@@ -42,7 +42,7 @@ class Terms:
     @classmethod
     def of(cls, update: UpdateSpec, shards: int, state: tuple[str, ...]) -> "Terms":
         """Return the terms for a run."""
-        ahead = update.layout.size <= MOST_PARAMETERS and update.optimizer.clip_norm is None
+        ahead = update.layout.size <= MOST_PARAMETERS and update.in_one_go
         return cls(update, shards, state, ahead)
 
 
@@ -125,7 +125,7 @@ class Board:
 
     def __init__(self, memory: Floats, terms: Terms) -> None:
         """Lay the board out over an array of float64."""
-        shards, blocks = terms.shards, _blocks(terms)
+        shards, blocks = terms.shards, terms.update.blocks
         self._fence = threading.Lock()
         start = CACHE_LINE * (shards + 1)
         self.flags = memory[:start].data.cast("B").cast("q")
@@ -152,7 +152,7 @@ class Board:
     @staticmethod
     def entries(terms: Terms) -> int:
         """Return how many numbers of eight bytes a board takes."""
-        return CACHE_LINE * (terms.shards + 1) + MOST_ROUNDS * (2 + 5 * terms.shards + _blocks(terms) + 3 * terms.shards)
+        return CACHE_LINE * (terms.shards + 1) + MOST_ROUNDS * (2 + 5 * terms.shards + terms.update.blocks + 3 * terms.shards)
 
     def raise_flag(self, rank: int, value: int) -> None:
         """Tell the others that what was written so far is there to be read."""
@@ -201,7 +201,3 @@ class Board:
         for _ in range(2):
             with self._fence:
                 pass
-
-
-def _blocks(terms: Terms) -> int:
-    return -(-terms.update.layout.size // BLOCK)

@@ -114,6 +114,16 @@ class UpdateSpec:
     model: ModelSpec
     layout: Layout
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks the parameters make."""
+        return -(-self.layout.size // BLOCK)
+
+    @property
+    def in_one_go(self) -> bool:
+        """Whether blocks can be updated one by one; clipping has to know the whole gradient first."""
+        return self.optimizer.clip_norm is None
+
 
 class Updater:
     """Applies one job's optimizer, to all parameters or to some blocks of them.
@@ -126,7 +136,7 @@ class Updater:
     def __init__(self, optimizer: OptimizerSpec, model: ModelSpec, layout: Layout, threads: int = 1) -> None:
         """Build the optimizer for parameters of this layout, to be worked on by so many threads."""
         self.spec = UpdateSpec(optimizer, model, layout)
-        self.blocks = -(-layout.size // BLOCK)
+        self.blocks = self.spec.blocks
         self._clip_norm = optimizer.clip_norm
         self._transform: Transform = make_optimizer(optimizer)
         self._l2 = model.l2
@@ -134,11 +144,6 @@ class Updater:
         self._threads = max(1, min(threads, self.blocks // BLOCKS_A_THREAD))
         self._executor = ThreadPoolExecutor(self._threads - 1, "update") if self._threads > 1 else None
         self._gradient_P = np.empty(layout.size if self._clip_norm is not None else 0, model.dtype)
-
-    @property
-    def in_one_go(self) -> bool:
-        """Whether blocks can be updated one by one; clipping has to know the whole gradient first."""
-        return self._clip_norm is None
 
     def start(self, weights_P: Floats) -> Parameters:
         """Return the parameters before the first round."""
@@ -151,14 +156,14 @@ class Updater:
         """
         with np.errstate(over="ignore", invalid="ignore"):
             in_place = any(array is new.optimizer[name] for name, array in before.optimizer.items())
-            if self.in_one_go:
+            if self.spec.in_one_go:
                 done = applied = self._deal_out(lambda blocks: self.update_blocks(before, sums, rows, step, new, blocks))
             else:
                 done = self._deal_out(lambda blocks: self._reduce_blocks(before, sums, rows, blocks))
             norm = norm_of(done.squares)
             if not isfinite(norm):
-                return Refused("the gradient is not finite", state_lost=in_place and self.in_one_go)
-            if not self.in_one_go:
+                return Refused("the gradient is not finite", state_lost=in_place and self.spec.in_one_go)
+            if not self.spec.in_one_go:
                 factor = clip_factor(norm, self._clip_norm)
                 applied = self._deal_out(lambda blocks: self._apply_blocks(before, factor, step, new, blocks))
         if not applied.finite:
