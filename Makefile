@@ -1,4 +1,4 @@
-# One virtual environment, filled from the lock files. PYTHON may name any Python from 3.11 on.
+# One virtual environment, filled from the lock files, which name all that is needed. PYTHON may name any Python from 3.11 on.
 PYTHON ?= python3
 VENV := .venv
 BENCH := .venv-bench
@@ -67,7 +67,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.developed: requirements-dev.lock $(VENV)/.installed
-	$(RUN)/pip install --quiet --require-hashes -r requirements-dev.lock
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
 	@touch $@
 
 # Apart from the other environment: pandas, which Ray Train brings, makes every import of pyarrow's slower.

@@ -281,6 +281,8 @@ def test_the_report_shows_from_disk_what_the_run_left(
     expect(page.locator("#facts")).to_contain_text(summary["weights_digest"])
     curve = figure(page, "Loss by epoch")
     curve.get_by_text("Table").click()
+    # The browser fills the table when it gets round to telling the page that it was opened.
+    expect(curve.locator("tbody tr")).to_have_count(len(history))
     cells = [row.locator("td").all_inner_texts() for row in curve.locator("tbody tr").all()]
     assert [[float(cell) for cell in row] for row in cells] == [
         pytest.approx([line["train"]["loss"], line["validation"]["loss"]], rel=1e-4) for line in history
