@@ -102,14 +102,17 @@ def check_directory(order: Order) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that is settled before the first round."""
+    """All that is settled before the first round.
+
+    The arrays that it starts from are the training's alone: kept here, they would stay in memory as long as the run does.
+    """
 
     setup: Setup
     encoding: Encoding
     dispatcher: Dispatcher
     layout: Layout
-    updater: Updater
-    start: Snapshot
+    training: Training
+    progress: Progress
     origin: Origin
     warnings: list[str]
 
@@ -143,7 +146,8 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
             warnings += check_origin(checkpoint, origin, job)
             start = checkpoint.snapshot
     dispatcher.learn_to_load(lambda shards: PrepareShards(setup, shards, encoding))
-    return Prepared(setup, encoding, dispatcher, layout, updater, start, origin, warnings)
+    training = Training(job, setup, dispatcher, updater, start)
+    return Prepared(setup, encoding, dispatcher, layout, training, start.progress, origin, warnings)
 
 
 def _count(dispatcher: Dispatcher, inspection: Inspection, shards: int) -> RowCounts:
@@ -161,7 +165,7 @@ def _count(dispatcher: Dispatcher, inspection: Inspection, shards: int) -> RowCo
 
 def _directory(order: Order, prepared: Prepared) -> RunDirectory:
     if order.resume:
-        return RunDirectory.resume(order.directory, dump_job(order.job), prepared.start.progress.history_lines)
+        return RunDirectory.resume(order.directory, dump_job(order.job), prepared.progress.history_lines)
     return RunDirectory.create(order.directory, dump_job(order.job))
 
 
@@ -169,10 +173,9 @@ def _train(
     order: Order, prepared: Prepared, directory: RunDirectory, watch: Watch, interrupted: Callable[[], bool]
 ) -> Generator[Event, None, PoolError | None]:
     """Train, fill the run directory and linger; return what the workers could not go on for, if anything."""
-    job, start, dispatcher = order.job, prepared.start, prepared.dispatcher
-    training = Training(job, prepared.setup, dispatcher, prepared.updater, start)
+    job, training, dispatcher = order.job, prepared.training, prepared.dispatcher
     writer = CheckpointWriter(checkpoints(order.directory), job.checkpoint, prepared.origin)
-    clock = _Clock(order.began, prepared.setup.plan, start.progress)
+    clock = _Clock(order.began, prepared.setup.plan, prepared.progress)
     failure: PoolError | None = None
     yield watch.report(_started(order, prepared, training.crew, directory.records(), watch))
     yield from map(watch.report, _notices(prepared.warnings))
@@ -219,7 +222,7 @@ def _notices(messages: list[str]) -> list[Noticed]:
 
 
 def _started(order: Order, prepared: Prepared, crew: CrewStatus, history: tuple[EpochRecord, ...], watch: Watch) -> Started:
-    setup, plan, last = prepared.setup, prepared.setup.plan, prepared.start.progress.last_round
+    setup, plan, last = prepared.setup, prepared.setup.plan, prepared.progress.last_round
     return Started(
         run=order.directory.name,
         directory=str(order.directory),
@@ -235,7 +238,7 @@ def _started(order: Order, prepared: Prepared, crew: CrewStatus, history: tuple[
         crew_before=last.crew if last is not None else CrewStatus(),
         most_workers=order.job.workers.most,
         rounds_per_epoch=plan.rounds_per_epoch,
-        rounds_done=prepared.start.progress.rounds,
+        rounds_done=prepared.progress.rounds,
         most_rounds=order.job.training.most_rounds(plan.rounds_per_epoch),
         history=history,
         metrics_url=watch.metrics_url,

@@ -42,7 +42,8 @@ class Progress:
 class Snapshot:
     """A run between two rounds.
 
-    The weights kept so far are never changed; the parameters are those of the run itself, until the next round.
+    The weights kept so far are never changed, but for those of the run itself where none are kept yet; the parameters are the
+    run's own, until the next round.
     """
 
     progress: Progress
@@ -54,4 +55,5 @@ class Snapshot:
         state = {name: array.copy() for name, array in self.parameters.optimizer.items()}
         just_kept = self.progress.kept is not None and self.progress.kept.round == self.progress.rounds
         weights_P = self.kept_P if just_kept else self.parameters.weights_P.copy()
-        return Snapshot(self.progress, Parameters(weights_P, state), self.kept_P)
+        kept_P = weights_P if self.kept_P is self.parameters.weights_P else self.kept_P
+        return Snapshot(self.progress, Parameters(weights_P, state), kept_P)

@@ -53,8 +53,9 @@ class Training:
         self._most_rounds = job.training.most_rounds(self._plan.rounds_per_epoch)
         self._places, self._place = dispatcher.make_room(start.parameters, updater), 0
         self._parameters.take(start.parameters)
-        self._kept_P = start.kept_P
         progress = start.progress
+        # Until an epoch is kept, the weights as they are would be.
+        self._kept_P = start.kept_P if progress.kept is not None else None
         self._ledger = Ledger(setup.plan, progress)
         self._crew_before = progress.last_round.crew if progress.last_round else CrewStatus()
         self._crew, self._crew_changes = self._crew_now(), dispatcher.crew.changes
@@ -90,7 +91,7 @@ class Training:
         if self._resume_at is not None:
             return self._resume_at
         self._settle()
-        return Snapshot(self._ledger.progress(self._seconds), self._parameters, self._kept_P)
+        return Snapshot(self._ledger.progress(self._seconds), self._parameters, self._kept_weights)
 
     def events(self, interrupted: Callable[[], bool]) -> Steps[None]:
         """Train, yielding what happens, until a criterion is met, the run diverges or `interrupted` says so."""
@@ -159,6 +160,10 @@ class Training:
     @property
     def _parameters(self) -> Parameters:
         return self._places[self._place]
+
+    @property
+    def _kept_weights(self) -> Floats:
+        return self._kept_P if self._kept_P is not None else self._parameters.weights_P
 
     @property
     def _rounds_run(self) -> int:
@@ -288,7 +293,7 @@ class Training:
         self.outcome = Outcome(
             status,
             reason,
-            self._kept_P if self._ledger.kept is not None else self._parameters.weights_P,
+            self._kept_weights,
             self._ledger.kept,
             self._ledger.epochs,
             self._ledger.rounds,
