@@ -16,9 +16,9 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 import yaml
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
-SECONDS = 60.0
+SECONDS = 120.0
 POLL_SECONDS = 0.1
 LISTENING = re.compile(r'msg="Listening on" address=(\S+)')
 Find = Callable[[str], str]
@@ -74,11 +74,13 @@ def serving(command: list[str], ready: str = "") -> Iterator[str]:
                 pytest.fail(f"{command[0]} ended: {log}")
             drain = threading.Thread(target=process.stderr.read)
             drain.start()
-            yield url
+            try:
+                yield url
+            finally:
+                process.terminate()
+                drain.join()
         finally:
-            process.terminate()
-            process.wait(SECONDS)
-        drain.join()
+            process.kill()
 
 
 class Prometheus:
@@ -145,6 +147,8 @@ def pushgateway(program: Find) -> Iterator[str]:
 def browser(program: Find) -> Iterator[Browser]:
     """Chromium, without a window."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program("chromium"), args=list(BROWSER_FLAGS))
+        expect.set_options(timeout=1000 * SECONDS)
+        path = program("chromium")
+        browser = playwright.chromium.launch(executable_path=path, args=list(BROWSER_FLAGS), timeout=1000 * SECONDS)
         yield browser
         browser.close()
