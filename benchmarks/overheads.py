@@ -177,14 +177,14 @@ def empty_rounds() -> dict[str, float]:
             job = parse_job(document | {"workers": {"count": count}})
             pool = RayPool(job.workers)
             prepared = prepare(Order(job, Path(name) / "run", time()), inspect(job), pool)
-            places = prepared.dispatcher.make_room(prepared.start.parameters, prepared.updater)
-            places[0].take(prepared.start.parameters)
+            snapshot = prepared.training.snapshot
+            assert snapshot is not None
             while pool.linked < count:
                 pool.wait(0.01)
             times = []
             for number in range(ROUNDS):
                 began = perf_counter()
-                prepared.dispatcher.publish(places[0].weights_P)
+                prepared.dispatcher.publish(snapshot.parameters.weights_P)
                 prepared.dispatcher.ask("round", lambda shards, number=number: ComputeGradients(number, ()))
                 times.append(perf_counter() - began)
             who = f"{count} worker{'s' if count > 1 else ''}"
