@@ -34,7 +34,7 @@ from coordinator.endpoint import check as check_endpoint
 from coordinator.job import JobSpec, load_job, parse_override
 from coordinator.model_files import load_model
 from coordinator.records import Finished, Status, Summary
-from coordinator.run import Order, check_directory
+from coordinator.run import Order, check_directory, decided
 from coordinator.scoring import evaluate as evaluate_model
 from coordinator.scoring import predict as predict_with_model
 from worker.blas import one_thread
@@ -96,6 +96,7 @@ def main() -> None:
 @SET
 @click.option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: runs/NAME-TIME.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, from its newest whole checkpoint.")
+@click.option("--auto-resume", is_flag=True, help="Go on with the run in --run-dir if there is one, else begin it.")
 @click.option(
     "--address",
     default="local",
@@ -124,6 +125,7 @@ def train(
     overrides: tuple[str, ...],
     run_dir: Path | None,
     resume: bool,
+    auto_resume: bool,
     address: str,
     progress: ProgressKind,
     dashboard: bool,
@@ -142,10 +144,11 @@ def train(
         if metrics_sd_dir is not None:
             metrics["metrics.sd_dir"] = str(metrics_sd_dir.absolute())
         job = _load(job_file, overrides, metrics | (_workers(workers) if workers is not None else {}))
-        if resume and run_dir is None:
-            raise UserError("--resume: needs --run-dir, the directory of the run to go on with")
+        if (resume or auto_resume) and run_dir is None:
+            option = "--resume" if resume else "--auto-resume"
+            raise UserError(f"{option}: needs --run-dir, the directory of the run to go on with")
         directory = (run_dir or _new_run_directory(job)).absolute()
-        order = Order(job, directory, began, resume)
+        order = Order(job, directory, began, resume, auto_resume)
         summary = _train(order, address, make_display(progress, Console()), debug=debug)
         code = STATUS_EXIT[summary.status]
         if code is not Exit.COMPLETED:
@@ -277,7 +280,7 @@ def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summ
 
     if address in (IN_PROCESS, LOCAL):
         # What can be told from here is told before a cluster is started.
-        check_directory(order)
+        check_directory(decided(order))
         inspect(order.job)
         if order.job.metrics is not None:
             check_endpoint(order.job.metrics)

@@ -23,7 +23,6 @@ from coordinator.export import Announcement
 from coordinator.pool import InProcessPool, WorkersSpec
 from coordinator.records import Event, Finished, Noticed, RoundDone
 from coordinator.run import Order, run
-from coordinator.run_directory import holds_run
 from worker.blas import one_thread
 from worker.errors import UserError
 
@@ -68,8 +67,8 @@ class CoordinatorActor:
 
     def run(self, order: Order, kill_in_round: int | None) -> None:
         """Carry the order out to its end. Raises UserError and PoolError as `coordinator.run.run` does."""
-        if ray.get_runtime_context().was_current_actor_reconstructed and holds_run(order.directory):
-            order = replace(order, resume=True)
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            order = replace(order, resume_if_begun=True)
         pool = RayPool(order.job.workers, kill_in_round)
         try:
             for event in run(order, pool, self._interrupt.is_set):

@@ -4,7 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import time
 from typing import Any, Final, cast
@@ -58,12 +58,14 @@ class Order:
         directory: the run directory; its name is the run's.
         began: when the user asked for the run, in seconds since the epoch.
         resume: go on with the run that the directory holds, from its newest checkpoint.
+        resume_if_begun: do so if the directory holds a run, else begin one.
     """
 
     job: JobSpec
     directory: Path
     began: float
     resume: bool = False
+    resume_if_begun: bool = False
 
 
 def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[Event]:
@@ -73,6 +75,7 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
         UserError: the job, its data or the run directory are at fault.
         PoolError: the workers can't go on; what was done is in the run directory.
     """
+    order = decided(order)
     check_directory(order)
     inspection = inspect(order.job)
     with closing(Watch(order.job.metrics, order.directory)) as watch:
@@ -90,6 +93,11 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
             raise
     if failure is not None:
         raise failure
+
+
+def decided(order: Order) -> Order:
+    """Return the order with `resume` set where that was left to what the directory holds."""
+    return replace(order, resume=True) if order.resume_if_begun and holds_run(order.directory) else order
 
 
 def check_directory(order: Order) -> None:

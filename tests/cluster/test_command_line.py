@@ -153,6 +153,21 @@ def test_a_run_directory_in_use_is_refused_and_left_alone(trained: Path, tmp_pat
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 
+def test_the_same_command_again_ends_like_the_first(trained: Path, tmp_path: Path) -> None:
+    before = (trained / "history.jsonl").read_bytes()
+    result = train(tmp_path, "--auto-resume")
+    assert result.exit_code == 0, result.output
+    assert (trained / "history.jsonl").read_bytes() == before
+
+
+def test_a_run_to_go_on_with_has_to_be_named(small_job: Jobs, tmp_path: Path) -> None:
+    small_job({})
+    for option in ("--resume", "--auto-resume"):
+        result = call("train", tmp_path / "job.toml", option)
+        assert result.exit_code == 2
+        assert f"{option}: needs --run-dir" in result.stderr
+
+
 def test_a_diverging_run_exits_with_3_and_keeps_finite_weights(small_job: Jobs, tmp_path: Path) -> None:
     small_job({})
     result = train(tmp_path, "--set", "optimizer.name=sgd", "--set", "optimizer.learning_rate=1e30")

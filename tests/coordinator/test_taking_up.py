@@ -22,7 +22,14 @@ Document = dict[str, dict[str, Any]]
 
 
 def go(
-    tmp_path: Path, document: Document, name: str, *, resume: bool = False, after: int | None = None, **overrides: object
+    tmp_path: Path,
+    document: Document,
+    name: str,
+    *,
+    resume: bool = False,
+    auto: bool = False,
+    after: int | None = None,
+    **overrides: object,
 ) -> list[Event]:
     """Run a job into a directory, interrupted after so many rounds. Keywords override, with __ for the dot."""
     path = tmp_path / "job.toml"
@@ -30,7 +37,7 @@ def go(
     job = load_job(path, {key.replace("__", "."): value for key, value in overrides.items()})
     asked = count()
     with one_thread():
-        order = Order(job, tmp_path / name, time(), resume)
+        order = Order(job, tmp_path / name, time(), resume, auto)
         return list(run(order, InProcessPool(job.workers.most), lambda: after is not None and next(asked) >= after))
 
 
@@ -103,6 +110,14 @@ def test_a_finished_run_that_is_taken_up_stays_as_it_is(job: Document, tmp_path:
     before = history(tmp_path / "run")
     same(tmp_path, first, summary_of(go(tmp_path, job, "run", resume=True)))
     assert history(tmp_path / "run") == before
+
+
+def test_one_order_begins_a_run_goes_on_with_it_and_leaves_it_when_it_is_done(job: Document, tmp_path: Path) -> None:
+    whole = summary_of(go(tmp_path, job, "whole"))
+    assert summary_of(go(tmp_path, job, "run", auto=True, after=2)).status == "interrupted"
+    assert summary_of(go(tmp_path, job, "run", auto=True, after=5)).status == "interrupted"
+    for _ in range(2):
+        same(tmp_path, whole, summary_of(go(tmp_path, job, "run", auto=True)))
 
 
 @pytest.mark.parametrize(
