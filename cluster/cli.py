@@ -1,21 +1,17 @@
 """The command line: options in, tables and exit codes out."""
 
-import re
 import signal
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from enum import IntEnum
 from pathlib import Path
 from time import time
 from typing import Final
 
 import click
 from rich.console import Console
-from rich.markup import escape
 
 from cluster.display import (
     Display,
@@ -28,50 +24,22 @@ from cluster.display import (
     print_end,
     rows_table,
 )
+from cluster.options import DEBUG, JOB, SET, STATUS_EXIT, WORKERS, Exit, MismatchError, exit_codes, load, parse_workers
 from coordinator.check import check_job
-from coordinator.dispatch import PoolError
 from coordinator.endpoint import check as check_endpoint
-from coordinator.job import JobSpec, load_job, parse_override
+from coordinator.job import JobSpec
 from coordinator.model_files import load_model
-from coordinator.records import Finished, Status, Summary
+from coordinator.records import Finished, Summary
 from coordinator.run import Order, check_directory, decided
 from coordinator.scoring import evaluate as evaluate_model
 from coordinator.scoring import predict as predict_with_model
 from worker.blas import one_thread
-from worker.errors import JobError, UserError
-
-
-class Exit(IntEnum):
-    """Exit codes."""
-
-    COMPLETED = 0
-    UNEXPECTED = 1
-    USER = 2
-    DIVERGED = 3
-    WORKERS = 4
-    INTERRUPTED = 130
-
-
-STATUS_EXIT: Final[dict[Status, Exit]] = {
-    "completed": Exit.COMPLETED,
-    "diverged": Exit.DIVERGED,
-    "failed": Exit.WORKERS,
-    "interrupted": Exit.INTERRUPTED,
-}
+from worker.errors import UserError
 
 WIDE: Final = 160
 
-JOB = click.argument("job_file", metavar="JOB.toml", type=click.Path(path_type=Path))
 RUN = click.argument("run_directory", metavar="RUN_DIR", type=click.Path(path_type=Path))
 DATA = click.option("--data", required=True, metavar="PATH", help="A file, folder or glob of Parquet, Arrow IPC or CSV.")
-SET = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help="Replace a value of the job file; may be repeated.",
-)
-DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks, and Ray's own messages.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -88,11 +56,7 @@ def main() -> None:
 
 @main.command()
 @JOB
-@click.option(
-    "--workers",
-    metavar="N|MIN:MAX",
-    help="Worker processes: a number, or a range. The result does not depend on them.",
-)
+@WORKERS
 @SET
 @click.option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: runs/NAME-TIME.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, from its newest whole checkpoint.")
@@ -143,7 +107,7 @@ def train(
         metrics: dict[str, object] = {"metrics.dashboard": True} if dashboard else {}
         if metrics_sd_dir is not None:
             metrics["metrics.sd_dir"] = str(metrics_sd_dir.absolute())
-        job = _load(job_file, overrides, metrics | (_workers(workers) if workers is not None else {}))
+        job = load(job_file, overrides, metrics | (parse_workers(workers) if workers is not None else {}))
         if (resume or auto_resume) and run_dir is None:
             option = "--resume" if resume else "--auto-resume"
             raise UserError(f"{option}: needs --run-dir, the directory of the run to go on with")
@@ -162,7 +126,7 @@ def train(
 def check(*, job_file: Path, overrides: tuple[str, ...], debug: bool) -> None:
     """Validate a job and its data, and print the plan."""
     with exit_codes(debug=debug):
-        job = _load(job_file, overrides)
+        job = load(job_file, overrides)
         Console().print(plan_table(job, check_job(job)))
 
 
@@ -218,7 +182,7 @@ def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: boo
 
     with exit_codes(debug=debug):
         console, trials = Console(), []
-        for trial in verify_job(_load(job_file, overrides), parse_counts(counts), kill=kill, debug=debug):
+        for trial in verify_job(load(job_file, overrides), parse_counts(counts), kill=kill, debug=debug):
             console.print(describe_trial(trial), highlight=False, soft_wrap=True)
             trials.append(trial)
         if any(trial.killed and not trial.failures for trial in trials):
@@ -227,50 +191,6 @@ def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: boo
         if len(digests) > 1:
             raise MismatchError(f"{len(trials)} runs gave {len(digests)} different digests")
         console.print(f"{len(trials)} runs, one digest: the workers make no difference", style="green", highlight=False)
-
-
-class MismatchError(Exception):
-    """Runs did not give the same bits, or proved nothing."""
-
-
-@contextmanager
-def exit_codes(*, debug: bool) -> Iterator[None]:
-    """Turn errors into one sentence on stderr and an exit code."""
-    try:
-        yield
-    except UserError as error:
-        _fail(str(error), Exit.USER, debug=debug)
-    except PoolError as error:
-        _fail(str(error), Exit.WORKERS, debug=debug)
-    except MismatchError as error:
-        _fail(str(error), Exit.UNEXPECTED, debug=debug)
-    except KeyboardInterrupt:
-        _fail("interrupted", Exit.INTERRUPTED, debug=debug)
-    except Exception as error:
-        _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", Exit.UNEXPECTED, debug=debug)
-
-
-def _fail(message: str, code: Exit, *, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    Console(stderr=True).print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-    sys.exit(code)
-
-
-def _load(job_file: Path, overrides: tuple[str, ...], options: Mapping[str, object] | None = None) -> JobSpec:
-    """Read the job; `options` are keys that have an option of their own, which wins over `--set`."""
-    return load_job(job_file, dict(parse_override(text) for text in overrides) | dict(options or {}))
-
-
-def _workers(text: str) -> dict[str, object]:
-    """Return what `--workers` sets: N a fixed number, MIN:MAX a range. Raises JobError for any other form."""
-    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
-    if match is None:
-        raise JobError("--workers", f"'{text}' is neither a number such as 2 nor a range such as 1:4")
-    low, high = match.groups()
-    if high is None:
-        return {"workers.count": int(low), "workers.min": None, "workers.max": None}
-    return {"workers.count": None, "workers.min": int(low), "workers.max": int(high)}
 
 
 def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summary:

@@ -1,0 +1,97 @@
+"""What the commands have in common: options, the job that they make up, and how errors become exit codes."""
+
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from coordinator.dispatch import PoolError
+from coordinator.job import JobSpec, load_job, parse_override
+from coordinator.records import Status
+from worker.errors import JobError, UserError
+
+JOB = click.argument("job_file", metavar="JOB.toml", type=click.Path(path_type=Path))
+WORKERS = click.option(
+    "--workers",
+    metavar="N|MIN:MAX",
+    help="Worker processes: a number, or a range. The result does not depend on them.",
+)
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Replace a value of the job file; may be repeated.",
+)
+DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks, and Ray's own messages.")
+
+
+class Exit(IntEnum):
+    """Exit codes."""
+
+    COMPLETED = 0
+    UNEXPECTED = 1
+    USER = 2
+    DIVERGED = 3
+    WORKERS = 4
+    INTERRUPTED = 130
+
+
+STATUS_EXIT: Final[dict[Status, Exit]] = {
+    "completed": Exit.COMPLETED,
+    "diverged": Exit.DIVERGED,
+    "failed": Exit.WORKERS,
+    "interrupted": Exit.INTERRUPTED,
+}
+
+
+class MismatchError(Exception):
+    """Runs did not give the same bits, or proved nothing."""
+
+
+@contextmanager
+def exit_codes(*, debug: bool) -> Iterator[None]:
+    """Turn errors into one sentence on stderr and an exit code."""
+    try:
+        yield
+    except UserError as error:
+        _fail(str(error), Exit.USER, debug=debug)
+    except PoolError as error:
+        _fail(str(error), Exit.WORKERS, debug=debug)
+    except MismatchError as error:
+        _fail(str(error), Exit.UNEXPECTED, debug=debug)
+    except KeyboardInterrupt:
+        _fail("interrupted", Exit.INTERRUPTED, debug=debug)
+    except Exception as error:
+        _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", Exit.UNEXPECTED, debug=debug)
+
+
+def _fail(message: str, code: Exit, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    Console(stderr=True).print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def load(job_file: Path, overrides: tuple[str, ...], options: Mapping[str, object] | None = None) -> JobSpec:
+    """Read the job; `options` are keys that have an option of their own, which wins over `--set`."""
+    return load_job(job_file, dict(parse_override(text) for text in overrides) | dict(options or {}))
+
+
+def parse_workers(text: str) -> dict[str, object]:
+    """Return what `--workers` sets: N a fixed number, MIN:MAX a range. Raises JobError for any other form."""
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    if match is None:
+        raise JobError("--workers", f"'{text}' is neither a number such as 2 nor a range such as 1:4")
+    low, high = match.groups()
+    if high is None:
+        return {"workers.count": int(low), "workers.min": None, "workers.max": None}
+    return {"workers.count": None, "workers.min": int(low), "workers.max": int(high)}
