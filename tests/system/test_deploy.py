@@ -144,7 +144,7 @@ def test_in_compose_the_parts_find_each_other() -> None:
 
 def test_alerts_know_the_runs_by_the_jobs_name_in_kubernetes_too(alerts: dict[str, dict[str, Any]]) -> None:
     (job,) = read("prometheus/prometheus.yml")["scrape_configs"]
-    monitor = read("kubernetes/podmonitor.yaml")
+    monitor = read("kubernetes/monitoring/podmonitor.yaml")
     assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": job["job_name"]}]
