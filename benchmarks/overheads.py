@@ -1,4 +1,4 @@
-"""Measure what isograd costs beside the arithmetic: start-up, an empty round, independence of the workers, scaling, memory.
+"""Measure what isograd costs beside the arithmetic: start-up, an empty round, watchers, scaling, memory.
 
 Run as `make overheads`. Each figure is a median over turns that alternate between the things compared.
 """
@@ -20,6 +20,7 @@ from typing import Any, Final
 import click
 import numpy as np
 from contenders import isograd
+from watchers import watched
 from works import WORKS, Work
 
 LAST_FOUR: Final = WORKS[2:6]
@@ -80,7 +81,7 @@ count = 2
 @click.command()
 @click.option("--repeats", default=3, show_default=True, help="Turns of each thing measured.")
 @click.option("--seconds", default=4.0, show_default=True, help="How long a speed is measured.")
-@click.option("--only", multiple=True, type=click.Choice(["startup", "round", "shards", "workers", "memory"]))
+@click.option("--only", multiple=True, type=click.Choice(["startup", "round", "shards", "workers", "metrics", "memory"]))
 @click.option("--output", type=click.Path(path_type=Path), default=Path("runs/overheads.json"), show_default=True)
 def main(repeats: int, seconds: float, only: tuple[str, ...], output: Path) -> None:
     """Measure, print and write down."""
@@ -89,6 +90,7 @@ def main(repeats: int, seconds: float, only: tuple[str, ...], output: Path) -> N
         "round": empty_rounds,
         "shards": lambda: speeds(repeats, seconds, {"2 shards": (2, 2), "4 shards": (4, 2), "8 shards": (8, 2)}),
         "workers": lambda: speeds(repeats, seconds, {"1 worker": (4, 1), "2 workers": (4, 2)}),
+        "metrics": lambda: watched(2 * repeats, seconds / 2),
         "memory": memory,
     }
     found: dict[str, dict[str, float]] = {}
