@@ -2,21 +2,24 @@
 
 import json
 import os
-import random
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import time
+from time import monotonic, time
+from typing import Any
 
 import pytest
+from ray._private.state import actors
 
 from cluster.launch import IN_PROCESS, follow, launch
-from coordinator.dispatch import PoolError
 from coordinator.job import JobSpec
-from coordinator.records import EpochDone, Event, Finished, Noticed, RoundDone, Started, Summary
+from coordinator.records import EpochDone, Event, Finished, Noticed, Started, Summary
 from coordinator.run import Order
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+PATIENCE_SECONDS = 300.0
+ENDLESS: dict[str, object] = {"training.epochs": 1_000_000}
 Jobs = Callable[..., JobSpec]
 
 
@@ -37,6 +40,19 @@ def processes(title: str) -> list[int]:
     return sorted(pid for pid in titled if parents.get(parents[pid]) == os.getpid())
 
 
+@pytest.fixture(autouse=True)
+def _nobody_left() -> None:
+    """Ray ends the processes of a run some time after it; whoever looks for those of the next one must not find them."""
+    until, pause = monotonic() + PATIENCE_SECONDS, threading.Event()
+    while processes("WorkerActor") or processes("CoordinatorActor") or any(is_alive(actor) for actor in actors().values()):
+        assert monotonic() < until
+        pause.wait(0.05)
+
+
+def is_alive(actor: dict[str, Any]) -> bool:
+    return bool(actor["State"] != "DEAD")
+
+
 def digest_without_faults(job: JobSpec, directory: Path) -> Summary:
     events = list(launch(Order(job, directory, time()), IN_PROCESS, lambda: False, debug=False))
     return summary_of(events)
@@ -48,8 +64,16 @@ def summary_of(events: list[Event]) -> Summary:
     return last.summary
 
 
-def begin(job: JobSpec, directory: Path) -> Iterator[Event]:
-    return follow(Order(job, directory, time()), lambda: False)
+def kill(pids: list[int]) -> None:
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def begin(job: JobSpec, directory: Path, interrupted: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    """Run a job, which is interrupted in any case when it should be over long since."""
+    until = monotonic() + PATIENCE_SECONDS
+    return follow(Order(job, directory, time()), lambda: interrupted() or monotonic() > until)
 
 
 def check(summary: Summary, calm: Summary) -> None:
@@ -69,78 +93,42 @@ def test_a_worker_killed_while_it_computes_costs_its_slices_only(small_job: Jobs
     assert 1 <= summary.slices_recomputed <= -(-6 // workers)
 
 
-def test_of_workers_that_run_rounds_by_themselves_only_the_one_that_hangs_is_lost(small_job: Jobs, tmp_path: Path) -> None:
-    job = small_job({"workers.count": 2, "workers.deadline_seconds": 0.5, "training.epochs": 1000})
-    calm = digest_without_faults(job, tmp_path / "calm")
-    stopped = None
-    for event in begin(job, tmp_path / "run"):
-        if isinstance(event, EpochDone) and stopped is None:
-            stopped = processes("WorkerActor")[0]
-            os.kill(stopped, signal.SIGSTOP)
-    assert stopped is not None
-    summary = summary_of([event])
-    check(summary, calm)
-    assert summary.worker_failures == 1
-    assert summary.slices_recomputed <= 3
-
-
-def test_hundreds_of_rounds_with_workers_killed_and_stopped_at_random(small_job: Jobs, tmp_path: Path) -> None:
-    job = small_job({"workers.count": 3, "workers.deadline_seconds": 0.5, "training.epochs": 600})
-    calm = digest_without_faults(job, tmp_path / "calm")
-    chance, faults, next_at = random.Random(4), 0, 0
-    for event in begin(job, tmp_path / "run"):
-        rounds = event.round if isinstance(event, RoundDone) else event.record.round if isinstance(event, EpochDone) else 0
-        workers = processes("WorkerActor")
-        if rounds > next_at and len(workers) > 1 and rounds < 2300:
-            next_at = rounds + chance.randrange(30)
-            os.kill(chance.choice(workers), chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP]))
-            faults += 1
-        last = event
-    summary = summary_of([last])
-    check(summary, calm)
-    assert faults >= 1
-    assert summary.worker_failures >= 1
-
-
 def test_a_coordinator_that_is_killed_goes_on_from_its_checkpoint(small_job: Jobs, tmp_path: Path) -> None:
-    job = small_job({"training.epochs": 150})
-    calm = digest_without_faults(job, tmp_path / "calm")
-    killed, notices, recorded = False, [], []
-    for event in begin(job, tmp_path / "run"):
-        if isinstance(event, EpochDone):
-            recorded.append(event.record.epoch)
-            if event.record.epoch >= 5 and not killed:
-                killed = True
-                for pid in processes("CoordinatorActor"):
-                    os.kill(pid, signal.SIGKILL)
-        if isinstance(event, Noticed):
-            notices.append(event.message)
-        last = event
-    check(summary_of([last]), calm)
+    epoch, killed_in, lives = 0, 0, 0
+    notices: list[str] = []
+
+    def goes_on() -> bool:
+        return lives == 2 and epoch > killed_in
+
+    for event in begin(small_job(ENDLESS), tmp_path / "run", goes_on):
+        match event:
+            case Started():
+                lives += 1
+            case Noticed(message=message):
+                notices.append(message)
+            case EpochDone(record=record):
+                epoch = record.epoch
+                if epoch >= 5 and not killed_in:
+                    killed_in = epoch
+                    kill(processes("CoordinatorActor"))
+    summary = summary_of([event])
+
+    assert (lives, summary.status) == (2, "interrupted")
+    calm = digest_without_faults(small_job({"training.epochs": summary.epochs}), tmp_path / "calm")
+    assert summary.weights_digest == calm.weights_digest
+    assert summary.rows_trained == summary.rows_expected >= calm.rows_trained
+    assert (summary.train, summary.validation) == (calm.train, calm.validation)
     assert any("the coordinator was lost" in notice for notice in notices)
     lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
-    assert [f'{{"epoch": {epoch},' for epoch in range(1, 151)] == [line[: line.index(",") + 1] for line in lines]
-
-
-def test_when_every_worker_dies_the_run_gives_up_with_a_checkpoint(small_job: Jobs, tmp_path: Path) -> None:
-    def kill_whoever_is_there(events: Iterator[Event]) -> None:
-        for _ in events:
-            for pid in processes("WorkerActor"):
-                os.kill(pid, signal.SIGKILL)
-
-    job = small_job({"training.epochs": 100_000, "workers.wait_seconds": 30.0})
-    with pytest.raises(PoolError, match=r"shard \d cost \d+ workers in a row|died while starting"):
-        kill_whoever_is_there(begin(job, tmp_path / "run"))
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
-    assert list((tmp_path / "run" / "checkpoints").iterdir())
+    assert [f'{{"epoch": {epoch},' for epoch in range(1, summary.epochs + 1)] == [line[: line.index(",") + 1] for line in lines]
 
 
 def test_a_coordinator_that_is_killed_is_announced_anew_and_taken_back_in_the_end(small_job: Jobs, tmp_path: Path) -> None:
     folder = tmp_path / "sd"
     folder.mkdir()
-    job = small_job({"training.epochs": 1_000_000, "metrics.sd_dir": str(folder)})
     starts: list[Started] = []
-    events = begin(job, tmp_path / "run")
+    killed = False
+    events = begin(small_job(ENDLESS | {"metrics.sd_dir": str(folder)}), tmp_path / "run")
     for event in events:
         if isinstance(event, Started):
             starts.append(event)
@@ -149,9 +137,9 @@ def test_a_coordinator_that_is_killed_is_announced_anew_and_taken_back_in_the_en
             assert event.metrics_url == f"http://{target}/metrics"
             if len(starts) == 2:
                 break
-        if isinstance(event, EpochDone) and len(starts) == 1:
-            for pid in processes("CoordinatorActor"):
-                os.kill(pid, signal.SIGKILL)
+        if isinstance(event, EpochDone) and not killed:
+            killed = True
+            kill(processes("CoordinatorActor"))
 
     events.close()  # kills the second one, as a second Ctrl-C does
 

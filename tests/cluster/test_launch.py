@@ -8,6 +8,7 @@ from time import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from cluster.launch import IN_PROCESS, follow, launch
 from coordinator.dispatch import PoolError
@@ -57,8 +58,10 @@ def test_an_error_of_a_worker_keeps_its_words(small_job: Jobs, tmp_path: Path) -
 
 
 def test_workers_that_the_cluster_can_not_place_are_named(small_job: Jobs, tmp_path: Path) -> None:
-    job = small_job({"workers.count": 3, "workers.cpus": 2.0, "workers.wait_seconds": 12.0})
-    with pytest.raises(PoolError, match=r"placed 2 of 3 workers of 2 CPUs"):
+    cpus = ray.cluster_resources()["CPU"] / 2
+    job = small_job({"workers.count": 3, "workers.cpus": cpus, "workers.wait_seconds": 2.0})
+    # How many of the two for whom there is room are up in time is up to the machine.
+    with pytest.raises(PoolError, match=rf"placed [012] of 3 workers of {cpus:g} CPUs within 2 s"):
         train(job, tmp_path / "run")
 
 

@@ -2,11 +2,9 @@
 
 import gc
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic, time
+from time import time
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ from cluster.launch import IN_PROCESS, launch
 from cluster.ray_pool import RayPool
 from coordinator.ahead import Ahead
 from coordinator.crew import Event as PoolEvent
-from coordinator.crew import Lost
 from coordinator.job import JobSpec
 from coordinator.records import Event, Finished, Noticed, RoundDone, Summary
 from coordinator.run import Order, run
@@ -25,7 +22,6 @@ from worker.errors import DataError
 from worker.messages import ComputeGradients
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-PATIENCE_SECONDS = 30.0
 
 
 @pytest.fixture(autouse=True)
@@ -74,15 +70,16 @@ def train(job: JobSpec, directory: Path, pool: RayPool) -> Summary:
 
 @pytest.mark.parametrize("apart", [False, True], ids=["shared memory", "object store"])
 def test_both_ways_of_exchange_give_the_bits_of_one_process(
-    apart: bool, small_job: Callable[..., JobSpec], tmp_path: Path
+    apart: bool, small_job: Callable[..., JobSpec], tmp_path: Path, shared: Callable[[], set[int]]
 ) -> None:
     job = small_job({"workers.count": 2, "training.epochs": 30})
     *_, last = launch(Order(job, tmp_path / "calm", time()), IN_PROCESS, lambda: False, debug=False)
     assert isinstance(last, Finished)
+    before = shared()
     pool = Watched(job, apart=apart)
-    descriptors = len(os.listdir("/proc/self/fd"))
 
     summary = train(job, tmp_path / "run", pool)
+    assert shared() - before
     pool.close()
 
     assert summary.weights_digest == last.summary.weights_digest
@@ -92,58 +89,7 @@ def test_both_ways_of_exchange_give_the_bits_of_one_process(
     assert (pool.sent_ahead > 0) == (not apart and cores >= 2)
     del pool
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) <= descriptors
-
-
-def test_a_linked_worker_that_dies_while_idle_is_noticed_and_replaced(small_job: Callable[..., JobSpec], tmp_path: Path) -> None:
-    job = small_job({"workers.count": 1, "training.epochs": 1})
-    pool = RayPool(job.workers)
-    train(job, tmp_path / "run", pool)
-    until = monotonic() + PATIENCE_SECONDS
-    while not pool.linked and monotonic() < until:
-        pool.wait(0.1)
-    (pid,) = (member.place.pid for member in pool._members.values() if member.place is not None)
-    os.kill(pid, 9)
-
-    events: list[PoolEvent] = []
-    while len(events) < 2 and monotonic() < until:
-        events += pool.wait(0.1)
-    pool.close()
-
-    assert [type(event).__name__ for event in events] == ["Lost", "Joined"]
-
-
-def is_stopped(pid: int) -> bool:
-    return all(
-        (thread / "stat").read_text().rsplit(")", 1)[1].split()[0] == "T" for thread in Path(f"/proc/{pid}/task").iterdir()
-    )
-
-
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_death_is_noticed_whichever_answer_is_waited_for(
-    victim: int, small_job: Callable[..., JobSpec], tmp_path: Path
-) -> None:
-    job = small_job({"workers.count": 2, "training.epochs": 1})
-    pool = RayPool(job.workers)
-    train(job, tmp_path / "run", pool)
-    until = monotonic() + PATIENCE_SECONDS
-    while pool.linked < 2 and monotonic() < until:
-        pool.wait(0.1)
-    pids = [member.place.pid for member in pool._members.values() if member.place is not None]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)  # so that neither answers
-    while not all(is_stopped(pid) for pid in pids) and monotonic() < until:
-        pool.wait(0.01)
-    for worker in (0, 1):
-        pool.submit(worker, ComputeGradients(0, (worker,)), PATIENCE_SECONDS)
-    os.kill(pids[victim], 9)
-
-    events: list[PoolEvent] = []
-    while not events and monotonic() < until:
-        events += pool.wait(0.1)
-    pool.close()
-
-    assert events == [Lost(victim, "its process died")]
+    assert not shared() - before
 
 
 @pytest.mark.parametrize("shard", [0, 5])
@@ -163,7 +109,7 @@ def test_what_a_worker_raises_in_rounds_of_its_own_is_raised_at_once(
             self._worker.run = raising  # type: ignore[method-assign]
 
     monkeypatch.setattr("cluster.ray_pool.WorkerActor", Failing)
-    job = small_job({"workers.count": 2, "training.epochs": 200, "workers.deadline_seconds": 20.0})
+    job = small_job({"workers.count": 2, "training.epochs": 200, "workers.deadline_seconds": 60.0})
     pool = RayPool(job.workers)
     events: list[Event] = []
     with pytest.raises(DataError, match="made up"):
@@ -171,18 +117,3 @@ def test_what_a_worker_raises_in_rounds_of_its_own_is_raised_at_once(
     pool.close()
 
     assert not any(isinstance(event, Noticed) and "was lost" in event.message for event in events)
-
-
-def test_a_coordinator_that_is_held_up_blames_nobody(small_job: Callable[..., JobSpec], tmp_path: Path) -> None:
-    job = small_job({"workers.count": 2, "training.epochs": 60, "workers.deadline_seconds": 0.3})
-    pool, held_up = Watched(job, apart=False), False
-    for event in run(Order(job, tmp_path / "run", time()), pool, lambda: False):
-        if isinstance(event, RoundDone) and event.round > 100 and not held_up:
-            held_up = True
-            threading.Event().wait(1.0)  # longer than the workers' deadline
-        if isinstance(event, Finished):
-            summary = event.summary
-    pool.close()
-
-    assert held_up
-    assert summary.worker_failures == 0

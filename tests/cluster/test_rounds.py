@@ -20,7 +20,7 @@ from worker.model import Layout, ModelSpec
 from worker.network import ErrorSums, GradientSum
 from worker.tree import cover, first_member, members, tree_sum
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 SHARDS = 4
 MODEL = ModelSpec(task="regression", dtype="float64", l2=0.01)
 LAYOUT = Layout((2 * BLOCK + 100, 1), bias=True)
