@@ -20,11 +20,11 @@ from cluster.display import (
     describe_trial,
     error_table,
     make_display,
-    plan_table,
     print_end,
     rows_table,
 )
 from cluster.options import DEBUG, JOB, SET, STATUS_EXIT, WORKERS, Exit, MismatchError, exit_codes, load, parse_workers
+from cluster.plan import print_plan
 from coordinator.check import check_job
 from coordinator.endpoint import check as check_endpoint
 from coordinator.job import JobSpec
@@ -126,8 +126,12 @@ def train(
 def check(*, job_file: Path, overrides: tuple[str, ...], debug: bool) -> None:
     """Validate a job and its data, and print the plan."""
     with exit_codes(debug=debug):
-        job = load(job_file, overrides)
-        Console().print(plan_table(job, check_job(job)))
+        job, console = load(job_file, overrides), _console()
+        with console.status("reading the training rows") as status:
+            plan = check_job(
+                job, lambda shards: status.update(f"reading the training rows: {shards} of {job.data.shards} shards")
+            )
+        print_plan(console, job, plan)
 
 
 @main.command()
@@ -141,9 +145,7 @@ def evaluate(*, run_directory: Path, data: str, table: int, debug: bool) -> None
     """Print the errors of a run's model on a labelled dataset."""
     with exit_codes(debug=debug), one_thread():
         evaluation = evaluate_model(load_model(run_directory), data, table)
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=WIDE)  # whoever reads a file or a pipe can do without line breaks in cells
+        console = _console()
         if evaluation.table:
             console.print(rows_table(evaluation.table))
         console.print(error_table({count(evaluation.rows, "row"): evaluation.errors}))
@@ -191,6 +193,12 @@ def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: boo
         if len(digests) > 1:
             raise MismatchError(f"{len(trials)} runs gave {len(digests)} different digests")
         console.print(f"{len(trials)} runs, one digest: the workers make no difference", style="green", highlight=False)
+
+
+def _console() -> Console:
+    console = Console()
+    # Whoever reads a file or a pipe can do without line breaks in cells.
+    return console if console.is_terminal else Console(width=WIDE)
 
 
 def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summary:

@@ -10,9 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.check import JobPlan
 from coordinator.export import MetricsSpec
-from coordinator.job import JobSpec
 from coordinator.records import EpochDone, EpochRecord, Errors, Event, Finished, Noticed, RoundDone, Started, Summary
 from coordinator.scoring import ScoredRow
 from coordinator.stopping import REASONS
@@ -271,30 +269,6 @@ def rows_table(rows: list[ScoredRow]) -> Table:
     for row in rows:
         inputs = row.inputs[0] if len(row.inputs) == 1 else row.inputs
         table.add_row(*map(readable, (inputs, row.desired, row.output, row.absolute_error, row.squared_error)))
-    return table
-
-
-def plan_table(job: JobSpec, plan: JobPlan) -> Table:
-    """Return the plan of a job as a table of facts."""
-    classes = "" if plan.classes is None else f", {count(len(plan.classes), 'class', 'classes')}"
-    rounds = count(plan.rounds_per_epoch, "round") + " an epoch"
-    if plan.most_rounds is not None:
-        rounds += f", at most {plan.most_rounds:,}"
-    table = Table.grid(padding=(0, 2))
-    for name, value in (
-        ("job", job.job.name),
-        ("data", f"{plan.files}{classes}"),
-        ("rows", f"{plan.rows:,} to train, {plan.validation_rows:,} to validate"),
-        ("shards", f"{plan.shards}, on {count(job.workers.most, 'worker')}"),
-        ("rounds", f"{rounds}, of up to {count(job.training.batch_size, 'row')}"),
-        ("network", f"{'-'.join(map(str, plan.sizes))}: {plan.parameters:,} parameters, {job.model.dtype}"),
-        ("layers", f"{job.model.activation if job.model.hidden else 'none'} hidden, {job.model.output_name} output"),
-        ("loss", job.model.loss_name),
-        ("optimizer", f"{job.optimizer.name}, learning rate {job.optimizer.learning_rate:g} {job.optimizer.schedule.name}"),
-        ("memory", f"{size(plan.data_bytes)} of rows over all workers; beside them {size(plan.worker_bytes)} a worker"),
-        ("", f"and {size(plan.coordinator_bytes)} for the coordinator"),
-    ):
-        table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
     return table
 
 

@@ -1,18 +1,22 @@
 """What a job would do, without doing it."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from coordinator.column_plans import ColumnPlan, plan_columns
+from coordinator.findings import findings
 from coordinator.job import JobSpec
 from coordinator.model_files import starting_weights
 from coordinator.optimizers import make_optimizer
 from coordinator.preparation import fit_encoding, inspect, make_plan, make_setup
-from worker.data import Columns
-from worker.encoding import Encoding, Label
+from worker.encoding import Encoding
 from worker.engine import Worker
 from worker.gradients import chunk_entries
-from worker.messages import CountRows
+from worker.messages import CountRows, ScanShards
 from worker.model import Layout
 from worker.network import Network
+from worker.scan import Scan
+from worker.values import Label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +24,8 @@ class JobPlan:
     """The plan of a job.
 
     Attributes:
+        columns: each feature and label, and what becomes of it.
+        findings: what is odd about the training rows.
         files: how many the training data has, and of which format.
         rows: to train on, an epoch.
         validation_rows: to validate on.
@@ -34,6 +40,8 @@ class JobPlan:
         coordinator_bytes: weights and the optimizer's state, with the weights kept and a checkpoint that is being written.
     """
 
+    columns: list[ColumnPlan]
+    findings: list[str]
     files: str
     rows: int
     validation_rows: int
@@ -48,8 +56,12 @@ class JobPlan:
     coordinator_bytes: int
 
 
-def check_job(job: JobSpec) -> JobPlan:
-    """Return the plan of a job, reading the data's metadata and the column of class labels, and nothing else.
+def check_job(job: JobSpec, progress: Callable[[int], None] = lambda _: None) -> JobPlan:
+    """Return the plan of a job, going once through the training rows, a shard at a time.
+
+    Args:
+        job: the job.
+        progress: is told how many shards have been read.
 
     Raises:
         UserError: what would stop the run before its first round, as far as that can be told.
@@ -58,15 +70,15 @@ def check_job(job: JobSpec) -> JobPlan:
     worker = Worker()
     inspection = inspection.counted(worker.count(CountRows(tuple(inspection.uncounted))))
     plan = make_plan(job, inspection)
-    # Without features and scaling, a scan reads the label alone.
-    labels_only = replace(inspection, columns=Columns((), inspection.columns.labels))
-    setup = replace(make_setup(job, labels_only, plan), scale="none")
-    encoding: Encoding = fit_encoding(setup, lambda task: worker.scan(task(tuple(range(plan.shards)))))
-    layout = Network(job.model, len(inspection.columns.feature_names), encoding.outputs).layout
+    setup = make_setup(job, inspection, plan)
+    encoding, known = fit_encoding(setup, lambda task: _scan_in_turn(task, plan.shards, progress))
+    layout = Network(job.model, len(encoding.input_names), encoding.outputs).layout
     weights = starting_weights(job.model, layout, job.job.seed)
     state = make_optimizer(job.optimizer).init(weights)
     validation_rows = plan.validation_rows if inspection.validation is None else inspection.validation.rows
     return JobPlan(
+        columns=plan_columns(inspection.columns, encoding, known),
+        findings=findings(inspection.columns, job.model, known),
         files=_count_files(len(inspection.train.files), inspection.train.files[0].format),
         rows=plan.training_rows,
         validation_rows=validation_rows,
@@ -80,6 +92,15 @@ def check_job(job: JobSpec) -> JobPlan:
         worker_bytes=_worker_bytes(layout, plan.batch_size, plan.shards, weights.itemsize),
         coordinator_bytes=(4 + 2 * len(state)) * weights.nbytes,
     )
+
+
+def _scan_in_turn(task: Callable[[tuple[int, ...]], ScanShards], shards: int, progress: Callable[[int], None]) -> dict[int, Scan]:
+    """Scan shard by shard, each by a worker of its own, which keeps the rows."""
+    scans: dict[int, Scan] = {}
+    for shard in range(shards):
+        scans |= Worker().scan(task((shard,)))
+        progress(shard + 1)
+    return scans
 
 
 def _count_files(count: int, form: str) -> str:

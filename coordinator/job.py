@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, cast
+from typing import Any, ClassVar, Final, Literal, cast, get_origin
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
@@ -81,6 +81,16 @@ class JobSpec:
             not (self.stopping.all_correct and self.model.task == "regression"),
             "stopping.all_correct",
             "a regression classifies nothing; use stopping.target_loss",
+        )
+        require(
+            self.model.task == "regression" or self.data.scale_target == "none",
+            "data.scale_target",
+            f"{self.model.task} learns classes, which have no scale; leave it out",
+        )
+        require(
+            self.model.loss_name != "binary_cross_entropy" or self.data.scale_target == "none",
+            "data.scale_target",
+            "binary_cross_entropy needs targets from 0 to 1 as they are; leave it out or use another loss",
         )
         require(
             self.workers.most <= self.data.shards,
@@ -239,9 +249,13 @@ def _shown(value: object) -> str:
 
 def _unknown_key(location: Sequence[str | int]) -> str:
     spec: object = JobSpec
-    for part in location[:-1]:
+    tables = iter(location[:-1])
+    for part in tables:
         types = {entry.name: entry.type for entry in fields(cast(Any, spec))}
-        spec = next((kind for kind in _candidates(types[str(part)]) if is_dataclass(kind)), None)
+        kind = types[str(part)]
+        spec = next((kind for kind in _candidates(kind) if is_dataclass(kind)), None)
+        if get_origin(kind) is dict:
+            next(tables)  # the name of an entry
     known = [entry.name for entry in fields(cast(Any, spec))]
     close = get_close_matches(str(location[-1]), known, 1, cutoff=0.5)
     what = "section" if len(location) == 1 else "key"

@@ -23,7 +23,7 @@ from worker.initial import initial_weights
 from worker.model import Layout, ModelSpec
 from worker.network import Network
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 LIBRARIES: Final = ("isograd", "numpy", "pyarrow", "ray", "safetensors")
 
 
@@ -34,7 +34,7 @@ class ModelDescription:
     format: int
     model: ModelSpec
     encoding: Encoding
-    feature_names: tuple[str, ...]
+    input_names: tuple[str, ...]
     weights_digest: str
     libraries: dict[str, str]
 
@@ -48,7 +48,15 @@ class TrainedModel:
     weights_P: Floats
 
 
+@dataclass(frozen=True)
+class _Format:
+    """What is read first of a model.json, whatever else it may hold."""
+
+    format: int
+
+
 _ADAPTER = TypeAdapter(ModelDescription)
+_FORMAT_ADAPTER = TypeAdapter(_Format)
 
 
 def weights_digest(weights_P: Floats) -> str:
@@ -98,7 +106,7 @@ def save_model(folder: Path, model: ModelSpec, encoding: Encoding, layout: Layou
         format=FORMAT,
         model=model,
         encoding=encoding,
-        feature_names=tuple(encoding.columns.feature_names),
+        input_names=tuple(encoding.input_names),
         weights_digest=weights_digest(weights_P),
         libraries={"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES},
     )
@@ -109,20 +117,19 @@ def load_model(run_directory: Path) -> TrainedModel:
     """Read a run's model. Raises DataError where it is missing, damaged or of another format."""
     path = run_directory / "model" / "model.json"
     try:
-        description = _ADAPTER.validate_json(path.read_bytes(), strict=True)
+        content = path.read_bytes()
+        found = _FORMAT_ADAPTER.validate_json(content, strict=True).format
+        if found != FORMAT:
+            raise DataError(f"{path}: has format {found}, but this isograd reads format {FORMAT}; train again")
+        description = _ADAPTER.validate_json(content, strict=True)
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}; give the directory of a run that has ended") from error
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
         raise DataError(f"{path}: is damaged or from another version: {where or 'file'}: {fault['msg']}") from error
-    if description.format != FORMAT:
-        raise DataError(f"{path}: has format {description.format}; this isograd reads format {FORMAT}")
     encoding = description.encoding
-    inputs = len(encoding.columns.feature_names)
-    if any(scaling is not None and len(scaling) != inputs for scaling in (encoding.shift, encoding.scale)):
-        raise DataError(f"{path}: is damaged: its scaling is not for {inputs} features; restore it, or train again")
-    network = Network(description.model, len(encoding.columns.feature_names), encoding.outputs)
+    network = Network(description.model, len(encoding.input_names), encoding.outputs, encoding.units)
     weights_P = read_weights(
         path.with_name("model.safetensors"), network.layout, description.model.dtype, lambda problem: DataError(problem)
     )

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from coordinator.job import JobSpec
-from worker.data import Columns, choose_columns, require_columns
-from worker.encoding import Encoding, Scan, scan_sum
+from worker.choice import choose_columns
+from worker.columns import NUMBERS, Columns, require_columns
+from worker.encoding import Encoding
 from worker.errors import DataError, JobError
 from worker.messages import ScanShards, Setup
+from worker.scan import Scan, scan_sum
 from worker.sharding import ShardPlan
 from worker.sources import Source, open_source
 
@@ -43,12 +45,12 @@ def inspect(job: JobSpec) -> Inspection:
     columns = choose_columns(train.schema, data, job.model)
     if job.model.task == "regression":
         job.model.check_outputs(len(columns.label_names))
-    numbers = [column.name for column in columns.features]
+    numbers = [feature.column.name for feature in columns.features if not feature.category and feature.column.kind in NUMBERS]
     numbers += [column.name for column in columns.labels if job.model.task == "regression"]
     validation = None
     if isinstance(data.validation, str):
         validation = open_source(data.validation, "data.validation")
-        require_columns(validation, (*columns.features, *columns.labels))
+        require_columns(validation, (*(feature.column for feature in columns.features), *columns.labels))
         validation = validation.with_numbers(numbers)
     return Inspection(train.with_numbers(numbers), validation, columns)
 
@@ -88,15 +90,16 @@ def make_setup(job: JobSpec, inspection: Inspection, plan: ShardPlan) -> Setup:
     return Setup(
         model=job.model,
         columns=inspection.columns,
-        scale=job.data.scale,
         plan=plan,
         train=inspection.train,
         validation=inspection.validation,
     )
 
 
-def fit_encoding(setup: Setup, scan: Callable[[Callable[[tuple[int, ...]], ScanShards]], dict[int, Scan]]) -> Encoding:
-    """Return the encoding fitted to the training rows.
+def fit_encoding(
+    setup: Setup, scan: Callable[[Callable[[tuple[int, ...]], ScanShards]], dict[int, Scan]]
+) -> tuple[Encoding, Scan]:
+    """Return the encoding fitted to the training rows, and what is known of them.
 
     The shards' scans are added in the order of the shards, so the result does not depend on who scanned them.
 
@@ -105,5 +108,5 @@ def fit_encoding(setup: Setup, scan: Callable[[Callable[[tuple[int, ...]], ScanS
         scan: has workers carry out the task for their shards, and returns all scans by shard.
     """
     scans = scan(lambda shards: ScanShards(setup, shards))
-    total = scan_sum(scans[shard] for shard in sorted(scans))
-    return Encoding.fit(setup.columns, setup.scale, setup.model, total)
+    total = scan_sum((scans[shard] for shard in sorted(scans)), setup.columns)
+    return Encoding.fit(setup.columns, setup.model, total), total

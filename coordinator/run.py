@@ -14,6 +14,7 @@ import numpy as np
 from coordinator.checkpoint import CheckpointWriter, Origin
 from coordinator.crew import Shards
 from coordinator.dispatch import Dispatcher, PoolError
+from coordinator.findings import findings
 from coordinator.job import JobSpec, decisive, dump_job
 from coordinator.model_files import save_model, starting_weights, weights_digest
 from coordinator.pool import Pool
@@ -38,11 +39,12 @@ from coordinator.training import Outcome, Training
 from coordinator.update import Updater
 from coordinator.watch import Watch
 from worker.blas import fingerprint
-from worker.encoding import Encoding, Scan
+from worker.encoding import Encoding
 from worker.errors import UserError
 from worker.messages import CountRows, PrepareShards, RowCounts, Setup
 from worker.model import Layout
 from worker.network import Network
+from worker.scan import Scan
 from worker.sharding import ShardPlan
 
 ROUNDS_TIMED: Final = 100_000
@@ -142,8 +144,8 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
         answers = dispatcher.ask("scan", task, rows=False)
         return {shard: scan for answer in answers for shard, scan in cast(dict[int, Scan], answer).items()}
 
-    encoding = fit_encoding(setup, scan)
-    layout = Network(job.model, len(setup.columns.feature_names), encoding.outputs).layout
+    encoding, known = fit_encoding(setup, scan)
+    layout = Network(job.model, len(encoding.input_names), encoding.outputs).layout
     updater = Updater(job.optimizer, job.model, layout, threads=len(os.sched_getaffinity(0)))
     origin = Origin(job=decisive(job), rows=setup.plan.rows, parameters=layout.size, fingerprint=ours)
     weights_P = starting_weights(job.model, layout, job.job.seed)
@@ -154,6 +156,7 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
             warnings += check_origin(checkpoint, origin, job)
             start = checkpoint.snapshot
     dispatcher.learn_to_load(lambda shards: PrepareShards(setup, shards, encoding))
+    warnings += findings(setup.columns, job.model, known)
     training = Training(job, setup, dispatcher, updater, start)
     return Prepared(setup, encoding, dispatcher, layout, training, start.progress, origin, warnings)
 

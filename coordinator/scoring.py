@@ -1,7 +1,7 @@
 """A trained model at work on tables: errors where there are labels, predictions where there are none."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,19 +13,19 @@ import pyarrow.parquet as pq
 from coordinator.model_files import TrainedModel
 from coordinator.records import Errors
 from worker.arrays import Floats
-from worker.data import Column, require_columns
-from worker.encoding import Label, numbers
+from worker.columns import NUMBERS, Column, require_columns
 from worker.errors import DataError, UserError
 from worker.network import ErrorSums, decide
 from worker.shard import EVALUATION_ROWS, fill_targets
 from worker.sources import Source, count_rows, iterate, open_source
+from worker.values import Label
 
 
 @dataclass(frozen=True)
 class ScoredRow:
     """One row for a person to look at, its inputs as in the data; numbers as Python values, several of a kind as lists."""
 
-    inputs: list[float]
+    inputs: list[object]
     desired: Label | float | list[float]
     output: Label | float | list[float]
     absolute_error: float
@@ -47,11 +47,12 @@ def evaluate(model: TrainedModel, data: str, table: int = 0) -> Evaluation:
     Raises:
         UserError: the data can't be read or does not fit the model.
     """
-    columns = model.encoding.columns
-    source = _open(model, data, columns.features + columns.labels)
+    columns = (*model.encoding.feature_columns, *model.encoding.labels)
+    needed = list(dict.fromkeys(column.name for column in columns))
+    source = _open(model, data, columns)
     rows: list[ScoredRow] = []
     sums: ErrorSums | None = None
-    for chunk in _chunks(model, source, columns.needed, labelled=True):
+    for chunk in _chunks(model, source, needed, labelled=True):
         part = model.network.errors(model.weights_P, chunk.x_BI, chunk.t_BO)
         sums = part if sums is None else sums + part
         if len(rows) < table:
@@ -69,7 +70,7 @@ def predict(model: TrainedModel, data: str, output: Path) -> int:
     Raises:
         UserError: the data can't be read or does not fit the model, or the output can't be written.
     """
-    features = model.encoding.columns.features
+    features = model.encoding.feature_columns
     source = _open(model, data, features)
     if any(output.exists() and os.path.samefile(file.path, output) for file in source.files):
         raise UserError(f"--output: {output} is the data itself; give another file")
@@ -80,7 +81,7 @@ def predict(model: TrainedModel, data: str, output: Path) -> int:
     try:
         with _Writer(temporary) as writer:
             for chunk in _chunks(model, source, wanted, labelled=False):
-                scored = _predictions(model, model.network.predict(model.weights_P, chunk.x_BI))
+                scored = _predictions(model, _outputs(model, chunk.x_BI))
                 doubled = set(carried) & set(scored)
                 if doubled:
                     raise DataError(f"{source.files[0].path}: its column '{doubled.pop()}' would be doubled; rename it")
@@ -125,8 +126,8 @@ def _open(model: TrainedModel, data: str, wanted: tuple[Column, ...]) -> Source:
     """Open and count a dataset that has these columns of the model's."""
     source = open_source(data, "--data")
     require_columns(source, wanted)
-    classes = model.encoding.columns.labels if model.encoding.classes is not None else ()
-    source = source.with_numbers(column.name for column in wanted if column not in classes)
+    categories = model.encoding.categories
+    source = source.with_numbers(column.name for column in wanted if column.kind in NUMBERS and column not in categories)
     source = source.counted({path: count_rows(path) for path in source.uncounted})
     if source.rows == 0:
         raise DataError(f"{data}: has no rows; at least one is needed")
@@ -153,14 +154,24 @@ def _where(source: Source, place: int, row: int) -> str:
 
 
 def _scored_rows(model: TrainedModel, chunk: _Chunk) -> list[ScoredRow]:
-    a_BO = model.network.predict(model.weights_P, chunk.x_BI)
-    error_BO = np.abs(a_BO - chunk.t_BO)
-    desired, output = _readable(model, chunk.t_BO), _readable(model, a_BO)
+    a_BO, t_BO = _outputs(model, chunk.x_BI), model.encoding.own_units(chunk.t_BO)
+    error_BO = np.abs(a_BO - t_BO)
+    desired, output = _readable(model, t_BO), _readable(model, a_BO)
     absolute, squared = error_BO.mean(axis=1), np.square(error_BO).mean(axis=1)
     # As they stand in the data, not as the network sees them.
-    raw_BI = numbers(chunk.table, model.encoding.columns.features, lambda row: f"row {row + 1}", "float64")
-    columns = zip(raw_BI.tolist(), desired, output, absolute.tolist(), squared.tolist(), strict=True)
+    names = [column.name for column in model.encoding.feature_columns]
+    raw = [_flattened(row.values()) for row in chunk.table.select(names).to_pylist()]
+    columns = zip(raw, desired, output, absolute.tolist(), squared.tolist(), strict=True)
     return [ScoredRow(*row) for row in columns]
+
+
+def _flattened(values: Iterable[object]) -> list[object]:
+    return [entry for value in values for entry in (value if isinstance(value, list) else [value])]
+
+
+def _outputs(model: TrainedModel, x_BI: Floats) -> Floats:
+    """Return what the model says, in the targets' own units."""
+    return model.encoding.own_units(model.network.predict(model.weights_P, x_BI))
 
 
 def _readable(model: TrainedModel, values_BO: Floats) -> list[Label | float | list[float]]:
@@ -173,7 +184,7 @@ def _readable(model: TrainedModel, values_BO: Floats) -> list[Label | float | li
 def _predictions(model: TrainedModel, a_BO: Floats) -> dict[str, pa.Array]:
     classes = model.encoding.classes
     if classes is None:
-        names = model.encoding.columns.label_names
+        names = model.encoding.label_names
         if len(names) == 1:
             return {"prediction": pa.array(a_BO[:, 0].copy())}
         return {f"prediction_{name}": pa.array(a_BO[:, place].copy()) for place, name in enumerate(names)}

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from worker.arrays import Floats, Integers
 from worker.batch import CACHED_SHAPES, Batch
-from worker.encoding import Encoding, scan_rows
+from worker.encoding import Encoding
 from worker.messages import (
     Answer,
     ComputeGradients,
@@ -29,6 +29,7 @@ from worker.messages import (
     Task,
 )
 from worker.network import ErrorSums, GradientSum, Network
+from worker.scan import scan_rows
 from worker.shard import EVALUATION_ROWS, Shard, gather, make_shard, read_shards, split_of
 from worker.sources import count_rows
 from worker.streams import Purpose, stream
@@ -100,7 +101,7 @@ class Worker:
 
             table = self._tables[shard]
             rows = table if len(training) == table.num_rows else table.take(training)
-            scans[shard] = scan_rows(rows, setup.columns, setup.scale, setup.model, where)
+            scans[shard] = scan_rows([rows], setup.columns, setup.model, where)
         return scans
 
     def _prepare(self, task: PrepareShards) -> None:
@@ -149,7 +150,7 @@ class _Held:
     def __init__(self, setup: Setup, encoding: Encoding) -> None:
         self.shards: dict[int, Shard] = {}
         self._plan = setup.plan
-        self._network = Network(setup.model, len(setup.columns.feature_names), encoding.outputs)
+        self._network = Network(setup.model, len(encoding.input_names), encoding.outputs, encoding.units)
         self._dropout = setup.model.dropout > 0
         parameters = self._network.layout.size * np.dtype(setup.model.dtype).itemsize
         self._most_rows = self._network.rows_within(max(BATCH_BYTES, parameters))

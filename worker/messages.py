@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from worker.data import Columns, Scale
-from worker.encoding import Encoding, Scan
+from worker.columns import Columns
+from worker.encoding import Encoding
 from worker.model import ModelSpec
 from worker.network import ErrorSums, GradientSum
+from worker.scan import Scan
 from worker.sharding import ShardPlan
 from worker.sources import Source
 from worker.tree import Node
@@ -20,8 +21,7 @@ class Setup:
 
     Attributes:
         model: the network.
-        columns: what to read of a row.
-        scale: which statistics a scan takes.
+        columns: what a row is made of.
         plan: the rows of `train` over shards and rounds.
         train: the training dataset, with rows that `plan` may hold out.
         validation: a validation dataset of its own, cut into as many shards; None where there is none.
@@ -29,7 +29,6 @@ class Setup:
 
     model: ModelSpec
     columns: Columns
-    scale: Scale
     plan: ShardPlan
     train: Source
     validation: Source | None

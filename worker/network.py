@@ -38,8 +38,8 @@ class ErrorSums:
         rows: rows that were summed.
         outputs: outputs a row has.
         loss: sum of the loss.
-        absolute: sum of |a - t| over rows and outputs.
-        squared: sum of (a - t)² over rows and outputs.
+        absolute: sum of |a - t| over rows and outputs, in the targets' own units.
+        squared: sum of (a - t)² over rows and outputs, likewise.
         wrong: rows classified wrongly; None for regressions.
     """
 
@@ -83,9 +83,17 @@ class Network:
         layout: where each parameter lies in the flat vectors that the methods take.
     """
 
-    def __init__(self, spec: ModelSpec, inputs: int, outputs: int) -> None:
-        """Shape the network for rows of `inputs` values and `outputs` results. Raises JobError as `check_outputs` does."""
+    def __init__(self, spec: ModelSpec, inputs: int, outputs: int, units: Sequence[float] | None = None) -> None:
+        """Shape the network. Raises JobError as `check_outputs` does.
+
+        Args:
+            spec: the `[model]` section.
+            inputs: values of a row.
+            outputs: results of a row.
+            units: what 1 of each output is in the units in which absolute and squared errors are told; None leaves them.
+        """
         spec.check_outputs(outputs)
+        self._units_O1 = None if units is None else np.array(units, spec.dtype)[:, np.newaxis]
         self.spec = spec
         self.layout = Layout((inputs, *spec.hidden, outputs), bias=spec.bias)
         self._hidden = ACTIVATIONS[spec.activation]
@@ -210,6 +218,8 @@ class Network:
         difference_KOB = top.scratch_KOB
         np.subtract(top.a_KOB, run.t_KOB, out=difference_KOB)
         np.abs(difference_KOB, out=difference_KOB)
+        if self._units_O1 is not None:
+            np.multiply(difference_KOB, self._units_O1, out=difference_KOB)
         sums[:, 1:3] = totals_and_squares(difference_KOB)
         if self.spec.task != "regression":
             sums[:, 3] = np.add.reduce(_decide(top.a_KOB) != _decide(run.t_KOB), axis=1)

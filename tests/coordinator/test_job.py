@@ -54,6 +54,11 @@ UNKNOWN = [
     ("job.nmae", "did you mean 'name'", {**document(), "job": {"nmae": "small"}}),
     ("data.lable", "did you mean 'label'", {**without("data", "label"), "data": {"train": "t", "lable": "y"}}),
     ("model.hiden", "did you mean 'hidden'", document(model={"hiden": [3]})),
+    ("data.columns.age.scael", "did you mean 'scale'", document(data={"columns": {"age": {"scael": "minmax"}}})),
+    ("data.columns.age.missing", "did you mean 'median'?", document(data={"columns": {"age": {"missing": "medain"}}})),
+    ("data.columns.age.parts[1]", "did you mean 'hour'?", document(data={"columns": {"age": {"parts": ["days", "hours"]}}})),
+    ("data.columns.age.categories", "must be a whole number", document(data={"columns": {"age": {"categories": "x"}}})),
+    ("data.columns.age", "must be a table of keys", document(data={"columns": {"age": 3}})),
     ("optimizer.schedule.nam", "did you mean 'name'", document(optimizer={"schedule": {"nam": "step"}})),
     ("stopping.patients", "did you mean 'patience'", document(stopping={"patients": 3})),
     ("metrics.prot", "did you mean 'port'", document(metrics={"prot": 9})),
@@ -211,6 +216,14 @@ CONTRADICTIONS = [
         "stopping.all_correct",
         "use stopping.target_loss",
         document(model={"task": "regression"}, stopping={"all_correct": True}),
+    ),
+    ("data.scale_target", "learns classes", document(data={"scale_target": "standard"})),
+    (
+        "data.scale_target",
+        "needs targets from 0 to 1",
+        document(
+            data={"scale_target": "standard"}, model={"task": "regression", "output": "sigmoid", "loss": "binary_cross_entropy"}
+        ),
     ),
     ("workers.count", "5 workers can't share 4 shards", document(data={"shards": 4}, workers={"count": 5})),
     ("workers.max", "5 workers can't share 4 shards", document(data={"shards": 4}, workers={"max": 5})),

@@ -19,13 +19,27 @@ from coordinator.model_files import (
     write_atomically,
 )
 from worker.arrays import Floats
-from worker.data import Column, Columns
-from worker.encoding import Encoding, Label
+from worker.columns import Column, Numbers
+from worker.encoding import Encoding
 from worker.errors import DataError, JobError, UserError
+from worker.inputs import CategoryInputs, NumberInputs
 from worker.model import Layout, ModelSpec
+from worker.values import Label
 
-COLUMNS = Columns((Column("age", "integer"), Column("pixels", "number", 2)), (Column("kind", "text"),))
-LAYOUT = Layout((3, 4, 2), bias=True)
+# No decimal writes a third, so only shortest-round-trip digits bring the same float back.
+AGE = NumberInputs(numbers=Numbers(Column("age", "integer")), fill=(0.1,), indicators=(0,), shift=(1 / 3,), scale=(1.0,))
+PIXELS = NumberInputs(
+    numbers=Numbers(Column("pixels", "number", 2)), fill=None, indicators=(), shift=(-0.1, 1e-300), scale=(2 / 3, 5e300)
+)
+WHEN = NumberInputs(
+    numbers=Numbers(Column("when", "date"), ("weekday",), cyclical=True), fill=None, indicators=(), shift=(0, 0), scale=(1, 1)
+)
+CATEGORIES = [
+    CategoryInputs(column=Column("job", "text"), categories=("a", "1"), other=True, missing=False, gaps=True, fill="a"),
+    CategoryInputs(column=Column("code", "integer"), categories=(1, 7), other=False, missing=True, gaps=True),
+    CategoryInputs(column=Column("flag", "boolean"), categories=(False, True), other=False, missing=False, gaps=False),
+]
+LAYOUT = Layout((14, 4, 2), bias=True)
 NAMES = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
 
 
@@ -34,9 +48,8 @@ def model_spec(dtype: str = "float32", **keys: Any) -> ModelSpec:
 
 
 def encoding_of(classes: tuple[Label, ...] = ("ant", "bee")) -> Encoding:
-    # No decimal writes a third, so only shortest-round-trip digits bring the same float back.
     return Encoding(
-        columns=COLUMNS, shift=(1 / 3, -0.1, 1e-300), scale=(1.0, 2 / 3, 5e300), task="classification", classes=classes
+        inputs=(AGE, PIXELS, WHEN, *CATEGORIES), labels=(Column("kind", "text"),), task="classification", classes=classes
     )
 
 
@@ -87,7 +100,7 @@ def test_the_weights_are_named_arrays_of_plain_bytes_with_the_digest_of_those_by
 
     arrays = parse_safetensors((folder / "model.safetensors").read_bytes())
 
-    assert {name: array.shape for name, array in arrays.items()} == dict(zip(NAMES, [(4, 3), (4,), (2, 4), (2,)], strict=True))
+    assert {name: array.shape for name, array in arrays.items()} == dict(zip(NAMES, [(4, 14), (4,), (2, 4), (2,)], strict=True))
     digest = hashlib.sha256(b"".join(arrays[name].tobytes() for name in NAMES)).hexdigest()
     assert json.loads((folder / "model.json").read_text())["weights_digest"] == weights_digest(weights_of(dtype)) == digest
 
@@ -98,8 +111,11 @@ def test_a_model_is_two_files_and_says_what_wrote_it(tmp_path: Path) -> None:
     description = json.loads((folder / "model.json").read_text())
 
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
-    assert description["format"] == 1
-    assert description["feature_names"] == ["age", "pixels[0]", "pixels[1]"]
+    assert description["format"] == 2
+    assert description["input_names"] == [
+        *("age", "age[missing]", "pixels[0]", "pixels[1]", "when[weekday sin]", "when[weekday cos]"),
+        *("job=a", "job=1", "job=(other)", "code=1", "code=7", "code=(missing)", "flag=False", "flag=True"),
+    ]
     assert description["libraries"]["numpy"] == np.__version__
 
 
@@ -181,15 +197,15 @@ def test_whatever_byte_of_the_description_changes_the_error_is_the_users(tmp_pat
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
-        ({"format": 2}, "has format 2; this isograd reads format 1"),
+        ({"format": 1}, "has format 1, but this isograd reads format 2; train again"),
         ({"format": "1"}, "format"),
         ({"weights_digest": "0" * 64}, "its weights are not those that model.json was written for"),
         ({"model": None}, "model"),
         ({"model": {"task": "magic"}}, "model.task"),
-        ({"model": {"task": "classification", "hidden": [5]}}, "has shape 4×3, but the network needs 5×3"),
+        ({"model": {"task": "classification", "hidden": [5]}}, "has shape 4×14, but the network needs 5×14"),
         ({"model": {"task": "classification", "hidden": []}}, "model.safetensors"),
         ({"model": {"task": "classification", "hidden": [4], "loss": "squared"}}, "model.loss"),
-        ({"encoding": {}}, "encoding.columns"),
+        ({"encoding": {}}, "encoding.inputs"),
     ],
 )
 def test_a_damaged_description_is_refused_by_what_is_wrong_in_it(tmp_path: Path, edit: dict[str, Any], told: str) -> None:
@@ -203,7 +219,7 @@ def test_a_damaged_description_is_refused_by_what_is_wrong_in_it(tmp_path: Path,
     assert told in message_of(refused.value)
 
 
-@pytest.mark.parametrize("key", ["format", "model", "encoding", "feature_names", "weights_digest", "libraries"])
+@pytest.mark.parametrize("key", ["format", "model", "encoding", "input_names", "weights_digest", "libraries"])
 def test_a_description_that_lacks_a_key_is_refused(tmp_path: Path, key: str) -> None:
     path = saved(tmp_path / "run") / "model.json"
     path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != key}))
@@ -212,11 +228,11 @@ def test_a_description_that_lacks_a_key_is_refused(tmp_path: Path, key: str) -> 
         load_model(tmp_path / "run")
 
 
-@pytest.mark.parametrize("key", ["shift", "scale"])
+@pytest.mark.parametrize("key", ["shift", "scale", "indicators"])
 def test_a_description_that_scales_another_number_of_features_is_refused(tmp_path: Path, key: str) -> None:
     path = saved(tmp_path / "run") / "model.json"
     description = json.loads(path.read_text())
-    description["encoding"][key] = description["encoding"][key][:2]
+    description["encoding"]["inputs"][1][key] = [2]
     path.write_text(json.dumps(description))
 
     with pytest.raises(DataError, match=r"model\.json"):
@@ -255,7 +271,7 @@ def not_finite(value: float) -> dict[str, Any]:
         (arrays_with(**{"1_bias": None}), "lacks 'layers.1.bias'; the network has layers.0.weight, layers.0.bias"),
         (arrays_with(**{"2_weight": np.zeros((2, 2))}), "has 'layers.2.weight', which the network has not"),
         ({}, "lacks 'layers.0.bias'"),
-        (arrays_with(**{"0_weight": np.zeros((3, 4))}), "layers.0.weight has shape 3×4, but the network needs 4×3"),
+        (arrays_with(**{"0_weight": np.zeros((3, 4))}), "layers.0.weight has shape 3×4, but the network needs 4×14"),
         (arrays_with(**{"0_bias": np.zeros((4, 1))}), "layers.0.bias has shape 4×1, but the network needs 4"),
         (not_finite(np.nan), "layers.1.bias has entries that are not finite float32 numbers"),
         (not_finite(-np.inf), "layers.1.bias has entries that are not finite float32 numbers"),

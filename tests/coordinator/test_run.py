@@ -79,7 +79,7 @@ def test_the_model_of_a_run_scores_with_the_run_s_errors(run_job: Run, waves_job
 
     model = load_model(tmp_path / "run-1")
 
-    assert model.encoding.columns.feature_names == ["x0", "x1", "x2"]
+    assert model.encoding.input_names == ["x0", "x1", "x2"]
     table = pa.parquet.read_table(tmp_path / "waves.parquet")
     x = np.column_stack([table[name].to_numpy() for name in ("x0", "x1", "x2")])
     t = np.column_stack([table[name].to_numpy() for name in ("y0", "y1")])
@@ -143,7 +143,7 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], type[UserError], str]] =
         rows(x0=holed(rows()["x0"], 39, np.nan)),
         {"data.scale": "standard"},
         DataError,
-        "rows.parquet: row 40, column 'x0': nan is not a finite float64 number; mend or leave out the row",
+        "rows.parquet: row 40, column 'x0': nan is not a finite float32 number; mend or leave out the row",
     ),
     "infinite feature": (
         rows(x0=holed(rows()["x0"], 20, -np.inf)),
@@ -201,11 +201,17 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], type[UserError], str]] =
         JobError,
         "data.features: no column matches 'y*'; the columns are x0, x1, kind",
     ),
-    "text feature": (
+    "key that a column has no use for": (
         rows(),
-        {"data.label": "x0", "model.task": "regression", "data.features": ["kind"]},
+        {"data.columns.kind.scale": "minmax", "data.label": "x0", "model.task": "regression"},
         JobError,
-        "data.features: column 'kind' is text; accepted are numbers",
+        "data.columns.kind.scale: is for numbers, and column 'kind' holds categories; leave it out",
+    ),
+    "numbers too large to be scaled": (
+        rows(x0=holed(rows()["x0"], 20, 1e300)),
+        {"data.scale": "standard", "model.dtype": "float64"},
+        JobError,
+        "data.features: column 'x0' has numbers too large for what is to be done with them",
     ),
     "missing file": (rows(), {"data.train": "rose.parquet"}, JobError, "data.train: no such file or folder:"),
     "missing validation file": (rows(), {"data.validation": "x.csv"}, JobError, "data.validation: no such file or folder:"),
@@ -229,7 +235,7 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], type[UserError], str]] =
         JobError,
         "data.label: column 'x0' holds floating-point numbers, which are no class labels",
     ),
-    "text label for a regression": (rows(), {"model.task": "regression"}, JobError, "data.label: column 'kind' is text"),
+    "text label for a regression": (rows(), {"model.task": "regression"}, JobError, "data.label: column 'kind' holds text"),
     "targets beyond probabilities": (
         rows(),
         {

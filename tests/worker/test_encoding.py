@@ -1,20 +1,20 @@
 import pickle
+from datetime import date
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from worker.arrays import Floats
-from worker.data import DataSpec, choose_columns
-from worker.encoding import BLOCK_ROWS, Encoding, Scan, Statistics, merge_classes, scan_rows, scan_sum
+from worker.choice import choose_columns
+from worker.data import DataSpec
+from worker.encoding import BLOCK_ROWS, Encoding
 from worker.errors import DataError, JobError
 from worker.model import ModelSpec
+from worker.scan import scan_rows, scan_sum
 
 REGRESSION, BINARY, CLASSIFICATION = (ModelSpec(task=task) for task in ("regression", "binary", "classification"))
 ROWS = 2 * BLOCK_ROWS + 37
@@ -25,9 +25,9 @@ def where(row: int) -> str:
     return f"rows.csv: row {row + 1}"
 
 
-def fit(table: pa.Table, model: ModelSpec = REGRESSION, scale: Any = "none", label: str | tuple[str, ...] = "y") -> Encoding:
-    columns = choose_columns(table.schema, DataSpec(train="rows.csv", label=label, scale=scale), model)
-    return Encoding.fit(columns, scale, model, scan_rows(table, columns, scale, model, where))
+def fit(table: pa.Table, model: ModelSpec = REGRESSION, label: str | tuple[str, ...] = "y", **options: Any) -> Encoding:
+    columns = choose_columns(table.schema, DataSpec(train="rows.csv", label=label, **options), model)
+    return Encoding.fit(columns, model, scan_rows([table], columns, model, where))
 
 
 def with_label(features: Any, *, label: str = "y") -> pa.Table:
@@ -62,12 +62,13 @@ def test_numbers_booleans_decimals_and_lists_become_a_row_of_inputs(dtype: str) 
             "pixels": pa.array([[1, 2], [3, 4], [5, 6]], pa.list_(pa.uint8(), 2)),
             "marks": pa.array([[True, False], [False, False], [False, True]], pa.list_(pa.bool_(), 2)),
             "level": pa.array([0.1, 0.2, 0.1]).dictionary_encode(),
+            "when": pa.array([date(1970, 1, 2), date(1970, 1, 1), date(1969, 12, 31)]),
         }
     )
     expected = [
-        [0.5, 3, 1, 1.25, 1, 2, 1, 0, 0.1],
-        [1.5, -4, 0, -2.5, 3, 4, 0, 0, 0.2],
-        [-2.0, 5, 1, 100, 5, 6, 0, 1, 0.1],
+        [0.5, 3, 1, 1.25, 1, 2, 1, 0, 0.1, 1],
+        [1.5, -4, 0, -2.5, 3, 4, 0, 0, 0.2, 0],
+        [-2.0, 5, 1, 100, 5, 6, 0, 1, 0.1, -1],
     ]
     encoding = fit(with_label(table))
     halves = [table.slice(0, 1), table.slice(1)]
@@ -128,7 +129,7 @@ def test_a_number_too_large_for_the_models_precision_is_named(scale: Any) -> Non
 
 @pytest.mark.parametrize("scale", ["standard", "minmax"])
 def test_what_cannot_be_scaled_is_named_when_the_training_rows_are_scanned(scale: Any) -> None:
-    with pytest.raises(DataError, match=r"^rows\.csv: row 3, column 'x1': nan is not a finite float64 number"):
+    with pytest.raises(DataError, match=r"^rows\.csv: row 3, column 'x1': nan is not a finite float32 number"):
         fit(matrix_table(np.array([[1.0, 2.0], [3.0, 4.0], [5.0, np.nan]])), scale=scale)
 
 
@@ -158,38 +159,15 @@ def test_nothing_is_scaled_unless_asked_for() -> None:
 @pytest.mark.parametrize("scale", ["standard", "minmax"])
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.7e-9, 1e6 / 3, 123456789.1])
 def test_a_feature_that_never_changes_is_shifted_and_not_scaled(value: float, scale: Any) -> None:
-    columns = choose_columns(matrix_table(np.zeros((1, 1))).schema, DataSpec(train="rows.csv", label="y"), REGRESSION)
+    data = DataSpec(train="rows.csv", label="y", scale=scale)
+    columns = choose_columns(matrix_table(np.zeros((1, 1))).schema, data, REGRESSION)
     shards = [matrix_table(np.full((rows, 1), value)) for rows in (7, 3, 11)]
-    scan = scan_sum(scan_rows(shard, columns, scale, REGRESSION, where) for shard in shards)
-    encoding = Encoding.fit(columns, scale, REGRESSION, scan)
+    scan = scan_sum((scan_rows([shard], columns, REGRESSION, where) for shard in shards), columns)
+    encoding = Encoding.fit(columns, REGRESSION, scan)
 
     found = encoding.features(matrix_table(np.array([[value], [value + 2.0]])), where, "float64")
 
     np.testing.assert_allclose(found, [[0.0], [2.0]], atol=1e-7)
-
-
-@given(
-    values=hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=30), elements=st.floats(-1e6, 1e6)),
-    cuts=st.lists(st.integers(1, 29), unique=True).map(sorted),
-)
-def test_statistics_of_shards_add_up_to_those_of_all_rows(values: Floats, cuts: list[int]) -> None:
-    parts = [Statistics.of(part) for part in np.split(values, [cut for cut in cuts if cut < len(values)])]
-
-    merged = sum(parts[1:], parts[0])
-
-    assert merged.rows == len(values)
-    assert np.array_equal(merged.low_F, values.min(axis=0))
-    assert np.array_equal(merged.high_F, values.max(axis=0))
-    size = np.abs(values).max()
-    np.testing.assert_allclose(merged.mean_F, values.mean(axis=0), rtol=1e-12, atol=1e-12 * size)
-    np.testing.assert_allclose(merged.squares_F, values.var(axis=0) * len(values), rtol=1e-9, atol=1e-12 * size**2)
-
-
-def test_statistics_far_from_0_keep_their_precision() -> None:
-    values = 1e8 + np.random.default_rng(1).normal(size=(900, 1))
-    parts = [Statistics.of(part) for part in np.split(values, 9)]
-
-    assert sum(parts[1:], parts[0]).squares_F / 900 == pytest.approx(values.var(axis=0), rel=1e-6)
 
 
 # Labels
@@ -297,15 +275,28 @@ def test_a_regression_learns_several_columns_and_lists_in_order() -> None:
     encoding = fit(table, label=("v", "a", "b"), scale="standard")
 
     assert (encoding.outputs, encoding.classes) == (4, None)
+    assert encoding.label_names == ["v[0]", "v[1]", "a", "b"]
     assert encoding.targets(table, where, "float64").tolist() == [[5, 6, 1, 1], [7, 8, 0, 2]]
+
+
+def test_targets_are_standardised_where_that_is_asked_for() -> None:
+    values = np.random.default_rng(1).normal([0, 1e3, -2e-3], [1, 10, 1e-3], (40, 3))
+    table = pa.table({"x": np.zeros(40), "a": pa.FixedSizeListArray.from_arrays(values[:, :2].ravel(), 2), "b": values[:, 2]})
+    encoding = fit(table, label=("a", "b"), scale_target="standard")
+
+    expected = StandardScaler().fit_transform(values)
+
+    np.testing.assert_allclose(encoding.targets(table, where, "float64"), expected, rtol=1e-9, atol=1e-9)
+    assert fit(table, label=("a", "b")).targets(table, where, "float64").tolist() == values.tolist()
 
 
 @pytest.mark.parametrize(("value", "shown"), [(None, "null"), (float("nan"), "nan"), (float("inf"), "inf"), (1e300, "1e+300")])
 def test_a_target_that_is_no_finite_number_is_named(value: float | None, shown: str) -> None:
     table = pa.table({"x": [0.0, 0.0], "y": [1.0, value]})
+    encoding = fit(table.slice(0, 1))
 
     with pytest.raises(DataError) as caught:
-        fit(table).targets(table, where, "float32")
+        encoding.targets(table, where, "float32")
 
     assert str(caught.value).startswith("rows.csv: row 2, column 'y'")
     assert shown in str(caught.value)
@@ -321,33 +312,6 @@ def test_targets_of_binary_cross_entropy_lie_within_0_and_1(value: float) -> Non
     with pytest.raises(DataError, match=rf"^rows\.csv: row 2, column 'y\[1\]': {value} lies outside 0 to 1, which binary_cross"):
         encoding.targets(table, where, "float32")
     assert fit(table).targets(table, where, "float32")[1, 1] == value
-
-
-# Scans
-
-
-def test_scans_of_shards_add_up_to_the_scan_of_all_rows() -> None:
-    table = pa.table({"x": np.arange(9.0), "y": list("cabcacbdd")})
-    columns = choose_columns(table.schema, DataSpec(train="rows.csv", label="y"), CLASSIFICATION)
-
-    def scan(first: int, last: int) -> Scan:
-        return scan_rows(table.slice(first, last - first), columns, "minmax", CLASSIFICATION, where)
-
-    merged = scan_sum([scan(0, 2), scan(2, 3), scan(3, 9)])
-
-    assert merged.classes == scan(0, 9).classes == ("a", "b", "c", "d")
-    assert merged.statistics is not None and merged.statistics.rows == 9
-    assert Encoding.fit(columns, "minmax", CLASSIFICATION, merged) == fit(table, CLASSIFICATION, "minmax")
-
-
-def test_a_scan_holds_no_more_than_was_asked_for() -> None:
-    table = with_label({"x": [1.0, 2.0]})
-    columns = choose_columns(table.schema, DataSpec(train="rows.csv", label="y"), REGRESSION)
-
-    assert scan_rows(table, columns, "none", REGRESSION, where) + scan_rows(table, columns, "none", REGRESSION, where) == Scan(
-        None, None
-    )
-    assert merge_classes([(1, 3), (), (2, 3)]) == (1, 2, 3)
 
 
 def test_an_encoding_is_the_same_after_it_has_crossed_processes() -> None:

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 from worker.arrays import Floats
 from worker.blas import one_thread
-from worker.data import DataSpec, choose_columns
-from worker.encoding import Encoding, scan_sum
+from worker.choice import choose_columns
+from worker.data import DataSpec
+from worker.encoding import Encoding
 from worker.engine import Worker
 from worker.errors import DataError
 from worker.messages import ComputeGradients, CountRows, Evaluate, PrepareShards, ScanShards, Setup, Split, Task
 from worker.model import HiddenActivation, Layout, ModelSpec
 from worker.network import ErrorSums, GradientSum, Network
+from worker.scan import scan_sum
 from worker.shard import EVALUATION_ROWS
 from worker.sharding import ShardPlan
 from worker.sources import Source, open_source, read_rows
@@ -70,8 +72,7 @@ def make_setup(
     label = "value" if spec.task == "regression" else "kind"
     return Setup(
         model=spec,
-        columns=choose_columns(source.schema, DataSpec(train="rows", features=("x",), label=label), spec),
-        scale="standard",
+        columns=choose_columns(source.schema, DataSpec(train="rows", features=("x",), label=label, scale="standard"), spec),
         plan=ShardPlan(rows=source.rows, validation_rows=held_out, shards=shards, batch_size=batch_size, seed=5),
         train=source,
         validation=validation,
@@ -116,7 +117,7 @@ def fitted(setup: Setup, parts: Parts) -> tuple[list[Worker], Encoding]:
     scans = {}
     for worker, shards in zip(workers, parts, strict=True):
         scans |= ask(worker, ScanShards(setup, tuple(shards)))
-    encoding = Encoding.fit(setup.columns, setup.scale, setup.model, scan_sum(scans[shard] for shard in sorted(scans)))
+    encoding = Encoding.fit(setup.columns, setup.model, scan_sum((scans[shard] for shard in sorted(scans)), setup.columns))
     hold(workers, parts, setup, encoding)
     return workers, encoding
 
@@ -127,7 +128,7 @@ def hold(workers: Sequence[Worker], parts: Parts, setup: Setup, encoding: Encodi
 
 
 def random_weights(setup: Setup, encoding: Encoding) -> Floats:
-    sizes = (len(setup.columns.feature_names), *setup.model.hidden, encoding.outputs)
+    sizes = (len(encoding.input_names), *setup.model.hidden, encoding.outputs)
     draws = np.random.default_rng(3)
     return draws.normal(0, 0.5, Layout(sizes, bias=True).size).astype(setup.model.dtype)
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.data import DataSpec, choose_columns
+from worker.choice import choose_columns
+from worker.data import DataSpec
 from worker.messages import Setup
 from worker.model import ModelSpec
 from worker.shard import Rows, consecutive, gather, read_shards
@@ -34,7 +35,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     model = ModelSpec(task="regression")
     columns = choose_columns(train.schema, DataSpec(train="rows", features=("x",), label="y"), model)
     plan = ShardPlan(rows=40, validation_rows=0, shards=7, batch_size=8, seed=1)
-    return Setup(model=model, columns=columns, scale="none", plan=plan, train=train, validation=validation)
+    return Setup(model=model, columns=columns, plan=plan, train=train, validation=validation)
 
 
 @given(shards=st.lists(st.integers(0, 6), unique=True))

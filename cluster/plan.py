@@ -1,0 +1,73 @@
+"""What a person sees of a job that is checked: its plan, and what becomes of each column."""
+
+from typing import Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cluster.display import count, print_notice, size
+from coordinator.check import JobPlan
+from coordinator.column_plans import ColumnPlan
+from coordinator.job import JobSpec
+
+MOST_COLUMNS: Final = 60
+"""Columns that are shown by themselves."""
+
+
+def print_plan(console: Console, job: JobSpec, plan: JobPlan) -> None:
+    """Print what a job would do, what becomes of each column, and what is odd about them."""
+    console.print(plan_table(job, plan))
+    console.print()
+    console.print(columns_table(plan.columns))
+    for finding in plan.findings:
+        print_notice(console, finding)
+
+
+def columns_table(columns: list[ColumnPlan]) -> Table:
+    """Return what becomes of each column as a table; of very many, the first and the last."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("Column", "Type"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("Missing", justify="right", no_wrap=True)
+    for heading in ("Values", "Becomes"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("Width", justify="right", no_wrap=True)
+    left_out = max(0, len(columns) - MOST_COLUMNS)
+    for column in columns[: MOST_COLUMNS - 1] if left_out else columns:
+        _add_column(table, column)
+    if left_out:
+        table.add_row(f"… and {left_out:,} more")
+        _add_column(table, columns[-1])
+    return table
+
+
+def _add_column(table: Table, column: ColumnPlan) -> None:
+    missing = Text(f"{column.missing:.2%}" if column.missing else "none", style="yellow" if column.missing else "dim")
+    width = f"{column.width:,}"
+    table.add_row(Text(column.name, style="bold"), Text(column.type, style="dim"), missing, column.values, column.becomes, width)
+
+
+def plan_table(job: JobSpec, plan: JobPlan) -> Table:
+    """Return the plan of a job as a table of facts."""
+    classes = "" if plan.classes is None else f", {count(len(plan.classes), 'class', 'classes')}"
+    rounds = count(plan.rounds_per_epoch, "round") + " an epoch"
+    if plan.most_rounds is not None:
+        rounds += f", at most {plan.most_rounds:,}"
+    table = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("job", job.job.name),
+        ("data", f"{plan.files}{classes}"),
+        ("rows", f"{plan.rows:,} to train, {plan.validation_rows:,} to validate"),
+        ("shards", f"{plan.shards}, on {count(job.workers.most, 'worker')}"),
+        ("rounds", f"{rounds}, of up to {count(job.training.batch_size, 'row')}"),
+        ("network", f"{'-'.join(map(str, plan.sizes))}: {plan.parameters:,} parameters, {job.model.dtype}"),
+        ("layers", f"{job.model.activation if job.model.hidden else 'none'} hidden, {job.model.output_name} output"),
+        ("loss", job.model.loss_name),
+        ("optimizer", f"{job.optimizer.name}, learning rate {job.optimizer.learning_rate:g} {job.optimizer.schedule.name}"),
+        ("memory", f"{size(plan.data_bytes)} of rows over all workers; beside them {size(plan.worker_bytes)} a worker"),
+        ("", f"and {size(plan.coordinator_bytes)} for the coordinator"),
+    ):
+        table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
+    return table

@@ -1,0 +1,125 @@
+"""What a person is told of each column: its values in the training rows, and what becomes of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from worker.columns import Column, Columns, Feature, Kind
+from worker.encoding import Encoding
+from worker.inputs import CategoryInputs, Inputs
+from worker.scan import Scan
+from worker.statistics import Counts, Statistics
+
+SHOWN: Final = 4
+"""Categories that are named."""
+
+EPOCH: Final = datetime(1970, 1, 1)
+"""Without a zone, since times are shown as the data has them."""
+
+SCALED: Final = {"none": "as it is", "standard": "standardised", "minmax": "scaled to 0…1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnPlan:
+    """One column.
+
+    Attributes:
+        name: of the column.
+        type: of its values.
+        missing: share of the training rows without a value (of a list: of its entries).
+        values: their range, or the categories.
+        becomes: what the network gets of it.
+        width: inputs, or outputs of a label.
+    """
+
+    name: str
+    type: str
+    missing: float
+    values: str
+    becomes: str
+    width: int
+
+
+def plan_columns(columns: Columns, encoding: Encoding, scan: Scan) -> list[ColumnPlan]:
+    """Return what is to be told of each feature, in their order, and of the label's columns after them."""
+    plans = [
+        ColumnPlan(
+            name=feature.column.name,
+            type=_type(feature.column),
+            missing=_missing(known),
+            values=_values(feature, known),
+            becomes=_becomes(feature, inputs),
+            width=len(inputs.names),
+        )
+        for feature, inputs, known in zip(columns.features, encoding.inputs, scan.features, strict=True)
+    ]
+    labels: Sequence[Statistics | Counts] = scan.targets if scan.classes is None else [scan.classes]
+    for column, known in zip(columns.labels, labels, strict=True):
+        plans.append(
+            ColumnPlan(
+                name=column.name,
+                type=_type(column),
+                missing=0.0,
+                values=_values(Feature(column=column), known),
+                becomes="target, standardised" if encoding.target_scaling is not None else "target",
+                width=len(column.names) if encoding.classes is None else encoding.outputs,
+            )
+        )
+    return plans
+
+
+def _type(column: Column) -> str:
+    kind = f"{column.width} × {column.kind}" if column.width is not None else column.kind
+    return f"{kind}, dictionary" if column.dictionary else kind
+
+
+def _missing(known: Statistics | Counts) -> float:
+    if isinstance(known, Counts):
+        return known.missing / known.rows
+    return 1.0 - float(known.count_V.mean()) / known.rows
+
+
+def _values(feature: Feature, known: Statistics | Counts) -> str:
+    if isinstance(known, Counts):
+        ranked = sorted(known.labels, key=lambda label: -known.of[label])
+        return f"{len(ranked):,}: {', '.join(map(str, ranked[:SHOWN]))}{', …' if len(ranked) > SHOWN else ''}"
+    if not feature.parts:
+        return _range(feature.column.kind, float(known.low_V.min()), float(known.high_V.max()))
+    ends = dict(zip(feature.numbers.names, zip(known.low_V.tolist(), known.high_V.tolist(), strict=True), strict=True))
+    # Sine and cosine say nothing of where a part begins and ends.
+    plain = {part: ends[name] for part in feature.parts if (name := f"{feature.column.name}[{part}]") in ends}
+    return ", ".join(f"{part} {_range('date' if part == 'days' else 'integer', *both)}" for part, both in plain.items())
+
+
+def _range(kind: Kind, low: float, high: float) -> str:
+    if kind == "boolean":
+        return "false, true" if low < high else "true" if low else "false"
+    return _end(kind, low) if low == high else f"{_end(kind, low)} to {_end(kind, high)}"
+
+
+def _end(kind: Kind, value: float) -> str:
+    match kind:
+        case "date":
+            return f"{EPOCH + timedelta(days=value):%Y-%m-%d}"
+        case "timestamp":
+            return f"{EPOCH + timedelta(days=value):%Y-%m-%d %H:%M}"
+        case "time" | "duration":
+            return str(timedelta(seconds=round(value)))
+        case "integer":
+            return f"{value:.0f}"
+    return f"{value:.5g}"
+
+
+def _becomes(feature: Feature, inputs: Inputs) -> str:
+    if isinstance(inputs, CategoryInputs):
+        return f"one-hot: {len(inputs.categories):,}{', other' * inputs.other}{', missing' * inputs.missing}" + (
+            f", gaps {inputs.fill}" if inputs.fill is not None else ""
+        )
+    parts = ", ".join(feature.parts) + " as sine and cosine" * feature.cyclical
+    gaps = {
+        "error": "",
+        "constant": f", gaps {feature.fill}",
+        "indicator": ", gaps mean + indicator" if inputs.indicators else ", gaps mean",
+    }
+    return f"{parts}{': ' * bool(parts)}{SCALED[feature.scale]}{gaps.get(feature.missing, f', gaps {feature.missing}')}"

@@ -1,0 +1,193 @@
+"""Real tables: columns of many kinds with gaps, from the file to scores, the same for any number of workers."""
+
+import json
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+import tomli_w
+
+from coordinator.check import check_job
+from coordinator.column_plans import ColumnPlan
+from coordinator.job import load_job
+from coordinator.model_files import load_model
+from coordinator.records import Event, Noticed, Summary
+from coordinator.scoring import evaluate, predict
+from worker.errors import DataError
+
+Document = dict[str, dict[str, Any]]
+Run = Callable[..., tuple[list[Event], Summary]]
+ROWS = 240
+
+
+@pytest.fixture
+def rent_job(tmp_path: Path) -> Document:
+    """A job on rents that depend on a text, a flag, a size with gaps and a date, in rent.csv and the same in rent.parquet."""
+    draws = np.random.default_rng(1)
+    town = draws.choice(["Aachen", "Bonn", "Celle", "Dresden"], ROWS, p=[0.5, 0.3, 0.15, 0.05])
+    size, lift = draws.integers(20, 120, ROWS), draws.random(ROWS) < 0.4
+    let = [datetime(2024, 1, 1) + timedelta(days=int(day)) for day in draws.integers(0, 365, ROWS)]
+    rent = 300 + 9 * size + 150 * (town == "Bonn") + 60 * lift + draws.normal(0, 20, ROWS)
+    table = pa.table(
+        {
+            "town": pa.array(town, mask=draws.random(ROWS) < 0.1),
+            "size": pa.array(size, mask=draws.random(ROWS) < 0.2),
+            "lift": lift,
+            "let": pa.array(let, pa.timestamp("s")),
+            "floor": draws.integers(0, 4, ROWS),
+            "country": ["DE"] * ROWS,
+            "rent": rent,
+        }
+    )
+    pa_csv.write_csv(table, tmp_path / "rent.csv")
+    pq.write_table(table, tmp_path / "rent.parquet", row_group_size=50)
+    return {
+        "job": {"name": "rent", "seed": 3},
+        "data": {
+            "train": "rent.csv",
+            "label": "rent",
+            "validation": 0.25,
+            "shards": 5,
+            "scale": "standard",
+            "scale_target": "standard",
+            "missing": "indicator",
+            "categories": 3,
+            "columns": {
+                "let": {"parts": ["days", "month"], "cyclical": True},
+                "floor": {"kind": "category"},
+                "size": {"missing": "median", "scale": "minmax"},
+            },
+        },
+        "model": {"task": "regression", "hidden": [8]},
+        "optimizer": {"name": "adam", "learning_rate": 0.02},
+        "training": {"batch_size": 32, "epochs": 30},
+    }
+
+
+def checked(document: Document, folder: Path) -> dict[str, ColumnPlan]:
+    path = folder / "check.toml"
+    path.write_text(tomli_w.dumps(document))
+    return {column.name: column for column in check_job(load_job(path, {})).columns}
+
+
+def test_the_workers_make_no_difference_nor_does_the_kind_of_file(run_job: Run, rent_job: Document, tmp_path: Path) -> None:
+    runs = [run_job(rent_job, {"workers.count": workers})[1] for workers in (1, 2, 3)]
+    _, parquet = run_job(rent_job, {"data.train": "rent.parquet"})
+
+    assert len({summary.weights_digest for summary in [*runs, parquet]}) == 1
+    models = [json.loads((tmp_path / f"run-{number}" / "model" / "model.json").read_text()) for number in (1, 2, 3, 4)]
+    assert all(model["encoding"] == models[0]["encoding"] for model in models)
+
+
+def test_errors_and_predictions_are_in_the_units_of_the_targets(run_job: Run, rent_job: Document, tmp_path: Path) -> None:
+    _, summary = run_job(rent_job)
+    model, raw = load_model(tmp_path / "run-1"), pq.read_table(tmp_path / "rent.parquet")
+    predict(model, str(tmp_path / "rent.csv"), tmp_path / "out.parquet")
+    predicted, rents = (
+        pq.read_table(tmp_path / "out.parquet")["prediction"].to_numpy().astype(float),
+        raw["rent"].to_numpy().astype(float),
+    )
+
+    evaluation = evaluate(model, str(tmp_path / "rent.parquet"), table=2)
+
+    assert summary.validation is not None
+    assert summary.validation.mean_absolute_error < np.abs(rents - rents.mean()).mean() / 2
+    assert evaluation.errors.mean_absolute_error == pytest.approx(np.abs(predicted - rents).mean(), rel=1e-4)
+    assert evaluation.errors.mean_squared_error == pytest.approx(np.square(predicted - rents).mean(), rel=1e-4)
+    # The loss is of the standardised targets, which training goes by.
+    assert evaluation.errors.loss == pytest.approx(0.5 * evaluation.errors.mean_squared_error / rents.var(), rel=0.2)
+    for place, row in enumerate(evaluation.table):
+        assert row.inputs == [raw[name][place].as_py() for name in raw.column_names[:-1]]
+        assert row.desired == pytest.approx(rents[place], rel=1e-5)
+        assert row.output == pytest.approx(predicted[place], rel=1e-5)
+        assert row.absolute_error == pytest.approx(abs(predicted[place] - rents[place]), rel=1e-3, abs=1e-3)
+
+
+def test_what_is_odd_about_the_rows_is_told_and_training_goes_on(run_job: Run, rent_job: Document) -> None:
+    events, summary = run_job(rent_job)
+
+    assert [event.message.split(":")[0] for event in events if isinstance(event, Noticed)] == [
+        "column 'country' has the same value in all training rows"
+    ]
+    assert summary.status == "completed"
+
+
+def test_other_tables_may_have_gaps_and_categories_that_training_did_not_show(
+    run_job: Run, rent_job: Document, tmp_path: Path
+) -> None:
+    run_job(rent_job)
+    row = {"town": "Emden", "size": None, "lift": None, "let": None, "floor": 99, "country": None}
+    columns = {name: pa.array([value], type_) for (name, value), type_ in zip(row.items(), TYPES, strict=True)}
+    pq.write_table(pa.table(columns), tmp_path / "new.parquet")
+
+    predict(load_model(tmp_path / "run-1"), str(tmp_path / "new.parquet"), tmp_path / "out.parquet")
+
+    assert np.isfinite(pq.read_table(tmp_path / "out.parquet")["prediction"][0].as_py())
+
+
+TYPES = [pa.string(), pa.float64(), pa.bool_(), pa.timestamp("us"), pa.int32(), pa.dictionary(pa.int8(), pa.string())]
+
+
+def test_a_gap_in_another_table_where_training_allowed_none_is_refused(run_job: Run, rent_job: Document, tmp_path: Path) -> None:
+    rent_job["data"]["columns"]["lift"] = {"missing": "error"}
+    run_job(rent_job)
+    table = pq.read_table(tmp_path / "rent.parquet")
+    gappy = table.set_column(2, "lift", pa.array([True, True, None] + [False] * (ROWS - 3)))
+    pq.write_table(gappy, tmp_path / "new.parquet")
+
+    with pytest.raises(DataError, match=r"new\.parquet: row 3, column 'lift' has no value"):
+        predict(load_model(tmp_path / "run-1"), str(tmp_path / "new.parquet"), tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_check_tells_what_becomes_of_each_column(rent_job: Document, tmp_path: Path) -> None:
+    found = checked(rent_job, tmp_path)
+
+    town, size, let = found["town"], found["size"], found["let"]
+    assert (town.type, town.becomes, town.width) == ("text", "one-hot: 3, other, missing", 5)
+    assert town.values.startswith("4: Aachen, Bonn, ")
+    assert 0.05 < town.missing < 0.15
+    assert (size.type, size.becomes, size.width) == ("integer", "scaled to 0…1, gaps median", 1)
+    assert size.values == "20 to 118"
+    assert (let.values, let.width) == ("days 2024-01-06 to 2024-12-30", 3)
+    assert let.becomes == "days, month as sine and cosine: standardised, gaps mean"
+    assert (found["floor"].values, found["floor"].becomes) == ("4: 0, 1, 2, 3", "one-hot: 4")
+    assert (found["lift"].type, found["lift"].values) == ("boolean", "false, true")
+    assert (found["rent"].becomes, found["rent"].width) == ("target, standardised", 1)
+    assert list(found)[-1] == "rent"
+
+
+@pytest.mark.parametrize(
+    ("values", "type_", "shown"),
+    [
+        (pa.array([date(2024, 2, 29), date(2023, 1, 1)]), "date", "2023-01-01 to 2024-02-29"),
+        (pa.array([datetime(2024, 2, 29, 7, 30)] * 2, pa.timestamp("s")), "timestamp", "2024-02-29 07:30"),
+        (pa.array([60, 3600], pa.int32()).cast(pa.time32("s")), "time", "0:01:00 to 1:00:00"),
+        (pa.array([60, -60], pa.duration("s")), "duration", "-1 day, 23:59:00 to 0:01:00"),
+        (pa.array([[1.5, 2.0], [0.0, 3.0]], pa.list_(pa.float32(), 2)), "2 × number", "0 to 3"),
+        (pa.array(["b", "a"]).dictionary_encode(), "text, dictionary", "2: a, b"),
+        (pa.array([True, True]), "boolean", "true"),
+        (pa.array([0.123456789, 5e10]), "number", "0.12346 to 5e+10"),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_check_shows_values_as_a_person_writes_them(values: pa.Array, type_: str, shown: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": values, "y": ["no", "yes"]}), tmp_path / "rows.parquet")
+    document = {
+        "job": {"name": "small"},
+        "data": {"train": "rows.parquet", "label": "y", "shards": 1},
+        "model": {"task": "binary"},
+        "training": {"epochs": 1},
+        "workers": {"count": 1},
+    }
+
+    found = checked(document, tmp_path)
+
+    assert (found["x"].type, found["x"].values) == (type_, shown)
+    assert (found["y"].values, found["y"].becomes, found["y"].width) == ("2: no, yes", "target", 1)

@@ -1,0 +1,117 @@
+"""Values of a table's columns as arrays and labels, and errors that name what can't be used.
+
+Shapes: N rows, V values of a column.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from worker.arrays import AnyArray
+from worker.columns import Column, Numbers
+from worker.dates import in_parts, whole
+from worker.errors import DataError
+
+Label = int | str | bool
+Where = Callable[[int], str]
+"""Names the file and row of a row of the table at hand, for errors."""
+
+CALENDAR: Final = ("date", "timestamp", "time", "duration")
+
+
+def read_numbers(table: pa.Table, numbers: Numbers, where: Where, *, gaps: bool) -> AnyArray:
+    """Return a column's values (N, V), lists flattened, of whatever numeric type they are.
+
+    Args:
+        table: N rows.
+        numbers: what is read.
+        where: names a row for an error.
+        gaps: whether nulls become NaN; else they are refused.
+
+    Raises:
+        DataError: a value is null where that is refused, or a time zone is unknown.
+    """
+    column = numbers.column
+    values = plain_values(table, column.name)
+    if not gaps:
+        refuse_nulls(values, column.name, where)
+    if pa.types.is_null(values.type):
+        return np.full((len(values), len(numbers.names)), np.nan)
+    if column.width is not None:
+        return _entries(values, column, column.width, where, gaps=gaps)
+    if column.kind not in CALENDAR:
+        return _as_array(values).reshape(-1, 1)
+    try:
+        return in_parts(values, numbers.parts, cyclical=numbers.cyclical) if numbers.parts else whole(values).reshape(-1, 1)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{where(0)}, column '{column.name}': {error}") from error
+
+
+def _entries(values: pa.Array, column: Column, width: int, where: Where, *, gaps: bool) -> AnyArray:
+    entries = values.flatten()  # which leaves null lists out
+    if not gaps:
+        refuse_nulls(entries, column.name, lambda entry: where(entry // width))
+    found = _as_array(entries).reshape(-1, width)
+    if values.null_count == 0:
+        return found
+    all_NV = np.full((len(values), width), np.nan)
+    all_NV[values.is_valid().to_numpy(zero_copy_only=False)] = found
+    return all_NV
+
+
+def _as_array(values: pa.Array) -> AnyArray:
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.uint8())
+    elif pa.types.is_decimal(values.type):
+        values = values.cast(pa.float64())
+    array: AnyArray = values.to_numpy(zero_copy_only=False)  # with NaN for nulls, in float64 where the type has none
+    return array
+
+
+def label_values(table: pa.Table, column: Column, where: Where, *, gaps: bool = False) -> pa.Array:
+    """Return classes or categories as one array of int64, bool or string.
+
+    Args:
+        table: N rows.
+        column: which one.
+        where: names a row for an error.
+        gaps: whether nulls are let through; else they are refused.
+
+    Raises:
+        DataError: a value is null where that is refused, or no label.
+    """
+    values = plain_values(table, column.name)
+    if not gaps:
+        refuse_nulls(values, column.name, where)
+    if column.kind == "text":
+        return values.cast(pa.string())
+    labels = values.cast(pa.bool_() if column.kind == "boolean" else pa.int64(), safe=False)
+    same = pc.fill_null(pc.equal(labels.cast(values.type, safe=False), values), fill_value=True)
+    if not pc.all(same).as_py():
+        row = first_true(pc.invert(same))
+        accepted = "true and false" if column.kind == "boolean" else "64-bit integers"
+        raise DataError(f"{where(row)}, column '{column.name}': {values[row].as_py()} is no class label; accepted are {accepted}")
+    return labels
+
+
+def plain_values(table: pa.Table, name: str) -> pa.Array:
+    """Return a column in one piece, and a dictionary's entries in place of their numbers."""
+    values = table.column(name).combine_chunks()
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+
+
+def refuse_nulls(values: pa.Array, name: str, where: Where) -> None:
+    """Raise DataError for the first null."""
+    if values.null_count:
+        raise DataError(
+            f"{where(first_true(values.is_null()))}, column '{name}' has no value (null); "
+            "every label and feature needs one: fill it in, leave out the row, or set data.missing for features"
+        )
+
+
+def first_true(flags: pa.Array) -> int:
+    """Return the place of the first true entry."""
+    return int(np.argmax(flags.to_numpy(zero_copy_only=False)))
