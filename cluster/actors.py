@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -14,7 +15,9 @@ from cluster.exchange import serve
 from worker.arrays import Floats
 from worker.blas import fingerprint, one_thread
 from worker.engine import Worker
-from worker.messages import Answer, Task
+from worker.messages import Answer, GradientSums, Task
+from worker.network import GradientSum
+from worker.tree import add_up
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,20 @@ class WorkerActor:
         began = perf_counter()
         return self._worker.run(task, weights_P), perf_counter() - began
 
+    def add_up(self, shards: int, *answers: GradientSums) -> GradientSums:
+        """Return what the answers of this node's workers come to, over the maximal nodes of the tree over S shards."""
+        parts = {node: part for answer in answers for node, part in answer.items()}
+        return add_up(parts, shards, _add)
+
     def serve(self, address: str, terms: Terms) -> None:
         """Take the tasks of rounds from a coordinator on this node, until it hangs up. Raises what `exchange.serve` raises."""
         serve(self._worker, address, terms)
+
+
+def _add(left: GradientSum, right: GradientSum) -> GradientSum:
+    # What comes from others is read-only; a sum of two is this process's own.
+    memory = left.gradient_P if left.gradient_P.flags.writeable else None
+    return GradientSum(np.add(left.gradient_P, right.gradient_P, out=memory), left.errors + right.errors)
 
 
 def end_process(place: Place) -> None:

@@ -1,5 +1,6 @@
 """What a person sees of a run: a live bar on a terminal, plain lines elsewhere, and a closing table."""
 
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
@@ -181,10 +182,11 @@ def print_start(console: Console, event: Started) -> None:
     )
     if event.rounds_done:
         console.print(f"going on after {count(event.rounds_done, 'round')}", highlight=False, soft_wrap=True)
-    if event.metrics_url is not None:
-        console.print(f"metrics: {event.metrics_url}", highlight=False, soft_wrap=True)
-    if event.dashboard_url is not None:
-        console.print(f"dashboard: {event.dashboard_url}", highlight=False, soft_wrap=True)
+    # A loopback address means nothing without the machine that it is on.
+    where = f" on {event.host}" if event.host != socket.gethostname() else ""
+    for what, url in (("metrics", event.metrics_url), ("dashboard", event.dashboard_url)):
+        if url is not None:
+            console.print(f"{what}: {url}{where}", highlight=False, soft_wrap=True)
 
 
 def print_notice(console: Console, message: str) -> None:

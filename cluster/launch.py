@@ -5,18 +5,22 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 import ray
 import ray._private.worker as ray_worker
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup
 
 from cluster.calls import first_line
 from cluster.orphans import end_agents_with
+from cluster.placement import among, await_places, places
 from cluster.ray_pool import RayPool
 from coordinator.dispatch import PoolError
 from coordinator.export import Announcement
@@ -31,6 +35,9 @@ LOCAL: Final = "local"
 POLL_SECONDS: Final = 0.1
 MOST_RESTARTS: Final = 5
 """How often a coordinator that dies is started anew."""
+
+RESTART_SECONDS: Final = 60.0
+"""How long that may take, at least."""
 
 # Ray reads these when it starts.
 RAY_SETTINGS: Final = {
@@ -64,12 +71,27 @@ class CoordinatorActor:
         self._events: list[Event] = []
         self._round: RoundDone | None = None
         self._interrupt = threading.Event()
+        self._one_run = threading.Lock()
+        self._outcome: Future[None] = Future()
 
-    def run(self, order: Order, kill_in_round: int | None) -> None:
-        """Carry the order out to its end. Raises UserError and PoolError as `coordinator.run.run` does."""
+    def run(self, order: Order, group: PlacementGroup | None, kill_in_round: int | None) -> None:
+        """Carry the order out to its end, with workers at the group's places.
+
+        Raises UserError and PoolError as `coordinator.run.run` does.
+        """
+        with self._one_run:  # where a connection breaks, Ray calls again, while the first call goes on
+            if not self._outcome.done():
+                try:
+                    self._run(order, group, kill_in_round)
+                    self._outcome.set_result(None)
+                except Exception as error:
+                    self._outcome.set_exception(error)
+            self._outcome.result()
+
+    def _run(self, order: Order, group: PlacementGroup | None, kill_in_round: int | None) -> None:
         if ray.get_runtime_context().was_current_actor_reconstructed:
             order = replace(order, resume_if_begun=True)
-        pool = RayPool(order.job.workers, kill_in_round)
+        pool = RayPool(order.job.workers, group, kill_in_round)
         try:
             for event in run(order, pool, self._interrupt.is_set):
                 if isinstance(event, RoundDone):
@@ -165,9 +187,18 @@ def follow(order: Order, interrupted: Callable[[], bool], kill_in_round: int | N
 
     Where `kill_in_round` is given, a worker is killed while it computes that round.
     """
-    life, seen, ended, finished = 0, 0, False, False
-    with _coordinator(order) as actor:
-        ending = actor.run.options(max_task_retries=MOST_RESTARTS).remote(order, kill_in_round)
+    # The places are the command's, so that a coordinator that is started anew finds them as they are.
+    with places(order.job.workers) as group:
+        yield from await_places(group, order.job.workers, interrupted)
+        yield from _follow(order, group, interrupted, kill_in_round)
+
+
+def _follow(order: Order, group: PlacementGroup, interrupted: Callable[[], bool], kill_in_round: int | None) -> Iterator[Event]:
+    life, seen, ended, finished, reached = 0, 0, False, False, monotonic()
+    patience = max(order.job.workers.wait_seconds, RESTART_SECONDS)
+    with _coordinator(order, group) as actor:
+        # Tried again as long as the actor is started anew: every try that finds it gone counts, several of them for one death.
+        ending = actor.run.options(max_task_retries=-1).remote(order, group, kill_in_round)
         while not ended:
             done, _ = ray.wait([ending], timeout=POLL_SECONDS)
             ended = bool(done)
@@ -175,8 +206,14 @@ def follow(order: Order, interrupted: Callable[[], bool], kill_in_round: int | N
                 if interrupted():
                     actor.interrupt.remote()
                 news: News = ray.get(actor.news.remote(life, seen))
-            except ActorUnavailableError:
-                continue  # being restarted
+                reached = monotonic()
+            except ActorUnavailableError as error:  # being restarted
+                if monotonic() - reached > patience:
+                    raise PoolError(
+                        f"the coordinator was lost, and the cluster had no place for a new one within {patience:g} s; "
+                        "go on with --resume once it has"
+                    ) from error
+                continue
             if news.life != life:
                 if life:
                     yield Noticed(message="the coordinator was lost; a new one goes on from the last checkpoint")
@@ -190,10 +227,11 @@ def follow(order: Order, interrupted: Callable[[], bool], kill_in_round: int | N
 
 
 @contextmanager
-def _coordinator(order: Order) -> Iterator[Any]:
+def _coordinator(order: Order, group: PlacementGroup) -> Iterator[Any]:
     """Start a coordinator actor for the length of a `with` block, and name what it fails for."""
     options = {"num_cpus": 0, "max_concurrency": 4, "max_restarts": MOST_RESTARTS, "max_task_retries": 0}
-    actor: Any = ray.remote(CoordinatorActor).options(**options).remote()
+    # At one of the workers' places, to share memory with those that are there too.
+    actor: Any = ray.remote(CoordinatorActor).options(scheduling_strategy=among(group), **options).remote()
     killed = True
     try:
         yield actor

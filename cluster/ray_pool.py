@@ -9,12 +9,15 @@ from time import monotonic, perf_counter
 from typing import Any, Final
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup
 
 from cluster.actors import Place, WorkerActor, end_process
 from cluster.arena import Arena, Terms
 from cluster.calls import Calls, death_cause, first_line
 from cluster.exchange import Link, LinkLostError, Listener
+from cluster.gathering import Gathering
+from cluster.placement import among, beside
 from cluster.rounds import RunRounds, completed_rounds
 from coordinator.ahead import Ahead, RoundRun
 from coordinator.crew import Answered, Event, Joined, Lost
@@ -23,7 +26,7 @@ from coordinator.pool import RunsAhead, WorkersSpec
 from coordinator.update import Parameters, Updater
 from worker.arrays import Floats
 from worker.errors import UserError
-from worker.messages import ComputeGradients, Evaluate, Task
+from worker.messages import Answer, ComputeGradients, Evaluate, Task
 
 END_SECONDS: Final = 10.0
 """How long a killed process may take to be gone."""
@@ -32,13 +35,39 @@ MOST_FAILED_STARTS: Final = 5
 """Workers in a row that may die before they are up."""
 
 
+GATHERED_BYTES: Final = 100 << 10
+"""Size of the parameters from which the gradient sums of another node are added up there. Smaller ones come with the answer
+itself, in fewer calls than it would take to add them up first."""
+
+
 @dataclass
 class _Pending:
     """A task that was given. Without patience, its worker counts as alive while it answers pings."""
 
     patience: float | None
-    due: float
+    least: float
+    due: float = 0.0
     pinged: bool = False
+
+    def __post_init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Give the worker as long as at first, from now on."""
+        self.due = monotonic() + (self.patience or self.least)
+
+    def suspend(self) -> None:
+        """Wait for others than this worker."""
+        self.due = float("inf")
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """Gradient sums of a worker of another node, which are still there, and the seconds that they took."""
+
+    member: "_Member"
+    answer: Any
+    seconds: float
 
 
 @dataclass
@@ -57,6 +86,7 @@ class _Member:
     """A worker: on its way until it has a place, on the coordinator's node linked once it has connected."""
 
     handle: Any
+    in_group: bool
     place: Place | None = None
     link: Link | None = None
     pending: _Pending | None = None
@@ -66,17 +96,19 @@ class RayPool:
     """As many worker actors as the cluster can place, up to the most that were asked for.
 
     Every worker takes its tasks as calls of its actor, and those on this node the tasks of rounds over a link, once it stands.
+    Large gradient sums of another node stay there until all of its workers have theirs, and are added up before they travel.
     """
 
-    def __init__(self, spec: WorkersSpec, kill_in_round: int | None = None) -> None:
+    def __init__(self, spec: WorkersSpec, group: PlacementGroup | None = None, kill_in_round: int | None = None) -> None:
         """Ask for the workers; those that the cluster places show up as events.
 
         Args:
             spec: how many, and how patient to be with them.
+            group: places for those that a run begins with; without them, workers go wherever Ray puts them.
             kill_in_round: kill one worker while it computes this round, to prove that it makes no difference.
         """
-        self._spec = spec
-        self._actor: Any = ray.remote(WorkerActor).options(num_cpus=spec.cpus, max_restarts=0, max_concurrency=3)
+        self._spec, self._group = spec, group
+        self._actor: Any = ray.remote(WorkerActor)
         self._kill_in_round = kill_in_round
         self._node = ray.get_runtime_context().get_node_id()
         self._numbers = 0
@@ -96,6 +128,7 @@ class RayPool:
         self._ended: float | None = None
         self._weights_P: Floats | None = None
         self._put: Any = None
+        self._gathering: Gathering[_Computed] = Gathering()
         for _ in range(spec.most):
             self._start_one()
 
@@ -114,10 +147,15 @@ class RayPool:
         if member is None:
             return  # it is lost, which has yet to be told
         self._ended = None
-        member.pending = _Pending(patience, monotonic() + (patience or self._spec.deadline_seconds))
+        member.pending = _Pending(patience, self._spec.deadline_seconds)
         place = self._shared_place
         if member.link is not None and place is not None and isinstance(task, ComputeGradients | Evaluate):
             member.link.submit(task, place)
+        elif isinstance(task, ComputeGradients) and self._stays_there(member):
+            assert member.place is not None
+            self._gathering.begin(member.place.node, worker)
+            answer, seconds = member.handle.run.options(num_returns=2).remote(task, self._weights(task))
+            self._calls.add(seconds, partial(self._computed, worker, member, answer))
         else:
             self._calls.add(member.handle.run.remote(task, self._weights(task)), partial(self._answered, worker, member))
         if isinstance(task, ComputeGradients):
@@ -145,7 +183,7 @@ class RayPool:
         shares = tuple(rounds.shares.values())
         for rank, worker in enumerate(workers):
             member = self._members[worker]
-            member.pending = _Pending(patience, monotonic() + (patience or self._spec.deadline_seconds))
+            member.pending = _Pending(patience, self._spec.deadline_seconds)
             assert member.link is not None
             self._waiting.modify(member.link.fileno(), select.EPOLLIN)
             member.link.run_rounds(RunRounds(self._ahead.ticket, rounds.first, count, rounds.place, rank, shares))
@@ -215,7 +253,10 @@ class RayPool:
     def _start_one(self) -> None:
         number = self._numbers
         self._numbers += 1
-        member = self._members[number] = _Member(self._actor.remote())
+        in_group = self._group is not None and sum(member.in_group for member in self._members.values()) < self._spec.first
+        where = among(self._group) if in_group else beside(self._spec.placement)
+        options = {"num_cpus": self._spec.cpus, "max_restarts": 0, "max_concurrency": 3, "scheduling_strategy": where}
+        member = self._members[number] = _Member(self._actor.options(**options).remote(), in_group)
         self._calls.add(member.handle.place.remote(), partial(self._started, number, member))
 
     def _take(self, descriptor: int) -> None:
@@ -250,7 +291,7 @@ class RayPool:
         self._failed_starts = 0
         member.place = place
         self._invite(member)
-        self._events.append(Joined(number, place.fingerprint))
+        self._events.append(Joined(number, place.fingerprint, place.node))
 
     def _failed_to_start(self, number: int, error: BaseException) -> None:
         self._failed_starts += 1
@@ -302,21 +343,64 @@ class RayPool:
                 self._events.append(Answered(number, *answered))
 
     def _answered(self, worker: int, member: _Member, answer: Any) -> None:
+        if self._is_here(worker, member, answer):
+            self._end_task(worker, member, *answer)
+
+    def _is_here(self, worker: int, member: _Member, answer: Any) -> bool:
+        """Return whether a worker has answered; if it is dead, replace it."""
         if self._members.get(worker) is not member:
-            return  # it was given up before
-        if isinstance(answer, RayTaskError):
+            return False  # it was given up before
+        if isinstance(answer, RayTaskError) and not isinstance(answer.cause, RayError):
             raise answer.cause if isinstance(answer.cause, UserError) else answer
         if isinstance(answer, BaseException):
             self._replace(worker, death_cause(answer))
+            return False
+        return True
+
+    def _end_task(self, worker: int, member: _Member, answer: Answer, seconds: float) -> None:
+        if self._members.get(worker) is member:
+            member.pending = None
+            self._events.append(Answered(worker, answer, seconds))
+
+    def _stays_there(self, member: _Member) -> bool:
+        """Return whether a worker's gradient sums are to be gathered on its node: on another one, and not small."""
+        apart = member.place is not None and member.place.node != self._node
+        return apart and self._weights_P is not None and self._weights_P.nbytes >= GATHERED_BYTES
+
+    def _computed(self, worker: int, member: _Member, answer: Any, seconds: Any) -> None:
+        if self._is_here(worker, member, seconds):
+            assert member.place is not None and member.pending is not None
+            member.pending.suspend()
+            self._fetch(self._gathering.computed(member.place.node, worker, _Computed(member, answer, seconds)))
+
+    def _fetch(self, sums: dict[int, _Computed]) -> None:
+        """Have one of a node's workers add up what all of them have computed, and fetch it."""
+        if not sums or self._arena is None:
             return
-        member.pending = None
-        self._events.append(Answered(worker, *answer))
+        (adder, first), *_ = sums.items()
+        if first.member.pending is not None:
+            first.member.pending.renew()
+        answers = [computed.answer for computed in sums.values()]
+        total = first.member.handle.add_up.remote(self._arena.terms.shards, *answers) if len(sums) > 1 else answers[0]
+        self._calls.add(total, partial(self._fetched, adder, sums))
+
+    def _fetched(self, adder: int, sums: dict[int, _Computed], total: Any) -> None:
+        computed = sums.pop(adder)
+        if self._is_here(adder, computed.member, total):
+            self._end_task(adder, computed.member, total, computed.seconds)
+            for worker, other in sums.items():
+                self._end_task(worker, other.member, {}, other.seconds)
+        else:
+            self._fetch(sums)  # by the next one: they are still there, unless their node is gone
 
     def _replace(self, worker: int, cause: str) -> None:
+        place = self._members[worker].place
         self._leave_running(worker)
         self._end(worker)
         self._start_one()
         self._events.append(Lost(worker, cause))
+        if place is not None:
+            self._fetch(self._gathering.left(place.node, worker))
 
     def _leave_running(self, worker: int) -> None:
         """Have the others stop whom a worker leaves in the middle of rounds of their own, with time enough to do so."""
@@ -327,7 +411,7 @@ class RayPool:
         for other in self._ahead.running:
             pending = self._members[other].pending
             if pending is not None:
-                pending.due = monotonic() + (pending.patience or self._spec.deadline_seconds)
+                pending.renew()
 
     def _end(self, worker: int) -> None:
         """End a worker. Once this returns, nothing of it writes to the shared memory any more."""
@@ -360,7 +444,7 @@ class RayPool:
     def _is_alive(self, pending: _Pending, answer: Any) -> None:
         if not isinstance(answer, BaseException):  # the task's own call tells of a death
             pending.pinged = False
-            pending.due = monotonic() + self._spec.deadline_seconds
+            pending.renew()
 
     def _ping_at(self, pending: _Pending) -> float:
         return pending.due - self._spec.deadline_seconds / 2

@@ -6,12 +6,13 @@ a newcomer loads its share in the background and takes it over when the next job
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final
 
 from worker.messages import Answer, PrepareShards, Task
+from worker.tree import cover
 
 SUSPICIOUS: Final = 2
 """Losses in a job after which a slice is computed by itself."""
@@ -37,10 +38,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Joined:
-    """A worker is up and idle. `fingerprint` tells what its bits depend on."""
+    """A worker is up and idle. `fingerprint` tells what its bits depend on, `node` which others share a machine with it."""
 
     worker: int
     fingerprint: dict[str, str]
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ Instruction = Give | GiveUp
 
 @dataclass
 class _Member:
+    node: str
     share: set[int] = field(default_factory=set)
     held: frozenset[int] = frozenset()
     queue: deque[Shards] = field(default_factory=deque)
@@ -191,8 +194,8 @@ class Crew:
     def on(self, event: Event) -> list[Instruction]:
         """Take note of an event, and return what is to be done about it."""
         match event:
-            case Joined(worker):
-                self._join(worker)
+            case Joined(worker, _, node):
+                self._join(worker, node)
             case Answered(worker, answer):
                 self._answer(self._members[worker], answer)
             case Lost(worker, cause) if worker in self._members:
@@ -201,11 +204,12 @@ class Crew:
                     return [GiveUp(reason)]
         return self._instructions()
 
-    def _join(self, worker: int) -> None:
+    def _join(self, worker: int, node: str) -> None:
         self.changes += 1
-        self._members[worker] = member = _Member()
+        self._members[worker] = member = _Member(node)
         if self._job is None:
-            for other, part in zip(self._members.values(), parts(list(range(self._shards)), len(self._members)), strict=True):
+            members = self._by_node(self._members.values())
+            for other, part in zip(members, parts(list(range(self._shards)), len(members)), strict=True):
                 other.share = set(part)
             self._unowned = set()
         elif self._unowned:
@@ -214,7 +218,7 @@ class Crew:
         else:
             shares = {number: other.share - set().union(*self._coming.values()) for number, other in self._members.items()}
             shares |= {number: set(coming) for number, coming in self._coming.items()} | {worker: set()}
-            taken = relieve(shares, worker)
+            taken = relieve(shares, worker, self._shards)
             for coming in self._coming.values():
                 coming -= taken
             self._coming[worker] = taken
@@ -258,7 +262,9 @@ class Crew:
     def _hand(self, shards: Collection[int], members: list[_Member]) -> None:
         """Share out shards that nobody owns, and queue what the job under way misses of them."""
         self.moved += len(shards)
-        for member, part in zip(members, parts(sorted(shards), len(members)), strict=True):
+        members, left = self._by_node(members), iter(sorted(shards))
+        for member, size in zip(members, fill([len(member.share) for member in members], len(shards)), strict=True):
+            part = list(islice(left, size))
             member.share |= set(part)
             missing = [shard for shard in part if shard in self._missing]
             suspected = [shard for shard in missing if self._losses[shard] >= SUSPICIOUS]
@@ -267,6 +273,11 @@ class Crew:
             rest = tuple(shard for shard in missing if shard not in suspected)
             if rest:
                 member.queue.append(rest)
+
+    def _by_node(self, members: Collection[_Member]) -> list[_Member]:
+        """Return members, those of a node next to each other: with neighbouring shards, their sums can be added up there."""
+        nodes = list(dict.fromkeys(member.node for member in self._members.values()))
+        return sorted(members, key=lambda member: nodes.index(member.node))
 
     def _settle(self) -> None:
         """Let newcomers that have loaded their share take it over."""
@@ -319,13 +330,27 @@ def parts(shards: list[int], count: int) -> list[list[int]]:
     return [shards[first:last] for first, last in pairwise(bounds)]
 
 
-def relieve(shares: Mapping[int, set[int]], newcomer: int) -> set[int]:
-    """Return the shards that a newcomer should take over: from the largest shares, as few as make it even."""
-    left = {worker: sorted(share) for worker, share in shares.items() if worker != newcomer}
+def fill(sizes: Sequence[int], count: int) -> list[int]:
+    """Return how many of `count` shards to add to shares of these sizes, so that they become as even as can be."""
+    filled = list(sizes)
+    for _ in range(count):
+        filled[filled.index(min(filled))] += 1
+    return [after - before for before, after in zip(sizes, filled, strict=True)]
+
+
+def relieve(shares: Mapping[int, set[int]], newcomer: int, shards: int) -> set[int]:
+    """Return which of S shards a newcomer should take over: from the largest shares, as few as make it even.
+
+    Of a share it takes what leaves the fewest partial sums: what came from a lost worker, and lies apart, before the rest.
+    """
+    left = {worker: set(share) for worker, share in shares.items() if worker != newcomer}
     taken: set[int] = set()
     while left:
         worker = max(left, key=lambda number: (len(left[number]), number))
-        if len(left[worker]) - 1 <= len(taken):
+        share = left[worker]
+        if len(share) - 1 <= len(taken):
             break
-        taken.add(left[worker].pop())
+        given = min(share, key=lambda shard: (len(cover(share - {shard}, shards)), -shard))
+        share.remove(given)
+        taken.add(given)
     return taken

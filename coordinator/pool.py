@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from worker.engine import Worker
 from worker.errors import require
 from worker.messages import Task
 
+Placement = Literal["pack", "spread", "strict_pack", "strict_spread"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersSpec:
@@ -27,6 +29,7 @@ class WorkersSpec:
         min: workers to begin with, and to wait for when there are fewer; None takes count to begin with, and 1 to go on.
         max: workers to ask the cluster for; None takes count.
         cpus: CPUs that Ray sets aside for each. Each computes in one thread.
+        placement: over how many nodes: as few as can be, as many as can be, or strictly one, or one each.
         wait_seconds: how long to wait for the cluster to place workers while there are too few.
         deadline_seconds: least time after which a worker that does not answer is taken for lost. Where the last rounds took
             longer than a tenth of it, the time is ten times the longest of them.
@@ -38,6 +41,7 @@ class WorkersSpec:
     min: int | None = None
     max: int | None = None
     cpus: float = 1.0
+    placement: Placement = "pack"
     wait_seconds: float = 120.0
     deadline_seconds: float = 10.0
 
@@ -51,6 +55,11 @@ class WorkersSpec:
             "is a fixed number, but min or max is given too; use either count, or min and max",
         )
         require(self.least <= self.most, "workers.min", f"{self.min} is more than workers.max = {self.most}")
+        require(
+            not self.placement.startswith("strict") or self.first == self.most,
+            "workers.placement",
+            f"{self.placement!r} is for a fixed number of workers; use 'pack' or 'spread' with workers.min and workers.max",
+        )
         for key in ("cpus", "wait_seconds", "deadline_seconds"):
             given = getattr(self, key)
             require(0 < given < float("inf"), f"workers.{key}", f"must be above 0, got {given}")

@@ -173,6 +173,7 @@ class Started:
         rounds_done: of a run that is taken up.
         most_rounds: None where nothing limits them.
         history: the epochs of a run that is taken up.
+        host: the machine that the coordinator is on.
         metrics_url: where Prometheus finds the metrics, if anywhere.
         dashboard_url: where a person can watch, if anywhere.
     """
@@ -194,6 +195,7 @@ class Started:
     rounds_done: int
     most_rounds: int | None
     history: tuple[EpochRecord, ...]
+    host: str
     metrics_url: str | None
     dashboard_url: str | None
 

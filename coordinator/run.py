@@ -1,6 +1,7 @@
 """One run from job to finished run directory, over any pool."""
 
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -252,6 +253,7 @@ def _started(order: Order, prepared: Prepared, crew: CrewStatus, history: tuple[
         rounds_done=prepared.progress.rounds,
         most_rounds=order.job.training.most_rounds(plan.rounds_per_epoch),
         history=history,
+        host=socket.gethostname(),
         metrics_url=watch.metrics_url,
         dashboard_url=watch.dashboard_url,
     )

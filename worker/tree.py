@@ -84,6 +84,12 @@ def finish(partials: Mapping[Node, T | None], shards: int, add: Callable[[T, T],
     return tree_sum(root(shards), shards, partials.__getitem__, add, partials.__contains__)
 
 
+def add_up(partials: Mapping[Node, T | None], shards: int, add: Callable[[T, T], T]) -> dict[Node, T | None]:
+    """Return the sums of the maximal nodes that partial sums make up together."""
+    held = [shard for node in partials for shard in members(node, shards)]
+    return {node: tree_sum(node, shards, partials.__getitem__, add, partials.__contains__) for node in cover(held, shards)}
+
+
 def additions(node: Node, shards: int, places: Mapping[Node, int]) -> Additions:
     """Return how to add up what a list holds of the nodes in `places`, each at its place; the sum ends up at the leftmost's.
 

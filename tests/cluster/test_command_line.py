@@ -2,7 +2,9 @@
 
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import click
@@ -10,9 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from cluster.cli import main
+from cluster.display import print_start
 from coordinator.job import JobSpec
+from coordinator.records import Event, Started
 from coordinator.watch import Watch
 
 Jobs = Callable[..., JobSpec]
@@ -64,6 +69,22 @@ def test_the_closing_table_comes_before_the_lingering(small_job: Jobs, tmp_path:
     assert [line.split()[0] for line in lines if line.startswith(("completed ", "directory "))] == ["completed", "directory"]
     assert lines[-2:] == ["metrics stay for up to 60 s; Ctrl-C ends that", "lingering"]
     assert "metrics stay" not in train(tmp_path, "--run-dir", tmp_path / "other").output
+
+
+def test_where_the_coordinator_is_belongs_to_its_addresses(
+    blobs_job: dict[str, dict[str, object]], begin_job: Callable[..., Iterator[Event]]
+) -> None:
+    started = next(begin_job(blobs_job))
+    assert isinstance(started, Started)
+
+    def printed(host: str) -> list[str]:
+        console = Console(file=StringIO())
+        print_start(console, replace(started, host=host, metrics_url="http://127.0.0.1:9000/metrics"))
+        return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+    assert started.host == socket.gethostname()
+    assert printed(started.host)[1] == "metrics: http://127.0.0.1:9000/metrics"
+    assert printed("node-7")[1] == "metrics: http://127.0.0.1:9000/metrics on node-7"
 
 
 def test_set_and_workers_override_the_file(small_job: Jobs, tmp_path: Path) -> None:

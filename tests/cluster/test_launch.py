@@ -13,7 +13,7 @@ import ray
 from cluster.launch import IN_PROCESS, follow, launch
 from coordinator.dispatch import PoolError
 from coordinator.job import JobSpec
-from coordinator.records import EpochDone, Event, Finished, Started, Summary
+from coordinator.records import EpochDone, Event, Finished, Noticed, Started, Summary
 from coordinator.run import Order
 from worker.errors import DataError, UserError
 
@@ -58,11 +58,25 @@ def test_an_error_of_a_worker_keeps_its_words(small_job: Jobs, tmp_path: Path) -
 
 
 def test_workers_that_the_cluster_can_not_place_are_named(small_job: Jobs, tmp_path: Path) -> None:
-    cpus = ray.cluster_resources()["CPU"] / 2
-    job = small_job({"workers.count": 3, "workers.cpus": cpus, "workers.wait_seconds": 2.0})
-    # How many of the two for whom there is room are up in time is up to the machine.
-    with pytest.raises(PoolError, match=rf"placed [012] of 3 workers of {cpus:g} CPUs within 2 s"):
+    there = ray.cluster_resources()["CPU"]
+    cpus = there / 2
+    job = small_job({"workers.count": 3, "workers.cpus": cpus, "workers.wait_seconds": 0.5})
+    told = rf"no room for 3 workers of {cpus:g} CPUs on as few nodes as can be: \S+ of its {there:g} CPUs are free"
+    with pytest.raises(PoolError, match=told):
         train(job, tmp_path / "run")
+
+
+def test_a_run_that_waits_for_room_says_so_and_can_be_interrupted(
+    small_job: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.placement.TOLD_AFTER_SECONDS", 0.0)
+    job = small_job({"workers.count": 2, "workers.placement": "strict_spread"})
+    seen: list[Event] = []
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(follow(Order(job, tmp_path / "run", time()), lambda: bool(seen)))
+    (notice,) = seen
+    assert isinstance(notice, Noticed)
+    assert notice.message.startswith("waiting until the cluster has room for 2 workers of 1 CPUs each on a node of its own")
 
 
 def test_a_start_that_is_refused_leaves_the_announcement_of_the_run_that_has_the_directory(

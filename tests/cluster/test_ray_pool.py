@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import time
@@ -19,7 +20,7 @@ from coordinator.records import Event, Finished, Noticed, RoundDone, Summary
 from coordinator.run import Order, run
 from worker.blas import one_thread
 from worker.errors import DataError
-from worker.messages import ComputeGradients
+from worker.messages import ComputeGradients, GradientSums
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -90,6 +91,61 @@ def test_both_ways_of_exchange_give_the_bits_of_one_process(
     del pool
     gc.collect()
     assert not shared() - before
+
+
+def train_apart(job: JobSpec, directory: Path, kill_in_round: int | None = None) -> Summary:
+    """Train with workers that are taken for another node's, and hold the weights against those of one process."""
+    *_, last = launch(Order(job, directory / "calm", time()), IN_PROCESS, lambda: False, debug=False)
+    assert isinstance(last, Finished)
+    pool = RayPool(job.workers, kill_in_round=kill_in_round)
+    pool._node = "another"
+    summary = train(job, directory / "run", pool)
+    pool.close()
+    assert summary.weights_digest == last.summary.weights_digest
+    assert summary.rows_trained == summary.rows_expected
+    return summary
+
+
+LARGE: dict[str, object] = {"workers.count": 3, "workers.deadline_seconds": 300.0, "training.epochs": 3, "model.hidden": [4000]}
+
+
+def test_large_sums_of_another_node_are_added_up_there(
+    small_job: Callable[..., JobSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[int] = []
+    fetch = RayPool._fetch
+
+    def noted(pool: RayPool, sums: Any) -> None:
+        together.append(len(sums))
+        fetch(pool, sums)
+
+    monkeypatch.setattr(RayPool, "_fetch", noted)
+    summary = train_apart(small_job(LARGE), tmp_path)
+    assert [count for count in together if count] == [3] * summary.rounds
+
+
+def test_a_death_before_sums_are_added_up_costs_one_share(small_job: Callable[..., JobSpec], tmp_path: Path) -> None:
+    summary = train_apart(small_job(LARGE), tmp_path, kill_in_round=5)
+    assert (summary.worker_failures, summary.slices_recomputed) == (1, 2)
+
+
+def test_a_death_while_sums_are_added_up_costs_one_share(
+    small_job: Callable[..., JobSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fatal = tmp_path / "fatal"
+    fatal.touch()
+
+    class Dying(WorkerActor):
+        def add_up(self, shards: int, *answers: GradientSums) -> GradientSums:
+            if fatal.exists():
+                fatal.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().add_up(shards, *answers)
+
+    monkeypatch.setattr("cluster.ray_pool.WorkerActor", Dying)
+    summary = train_apart(small_job(LARGE), tmp_path)
+    assert not fatal.exists()
+    assert (summary.worker_failures, summary.slices_recomputed) == (1, 2)
 
 
 @pytest.mark.parametrize("shard", [0, 5])

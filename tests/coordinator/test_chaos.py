@@ -99,7 +99,7 @@ def test_chaos_reaches_every_kind_of_task(blobs_job: Document, run_job: RunJob) 
     blobs_job["data"] |= {"validation": 0.2, "scale": "minmax"}
     reached: set[str] = set()
     for seed in range(12):
-        pool = ChaosPool(seed, rate=0.05, most=3)
+        pool = ChaosPool(seed, rate=0.04, most=3)
         run_job(blobs_job, {"workers.count": 3}, pool=pool)
         reached |= pool.faults.keys()
     assert reached == {kind.__name__ for kind in (ScanShards, PrepareShards, ComputeGradients, Evaluate)}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.crew import Answered, Crew, Event, Give, GiveUp, Instruction, Job, Joined, Lost, Shards, parts, relieve
+from coordinator.crew import Answered, Crew, Event, Give, GiveUp, Instruction, Job, Joined, Lost, Shards, fill, parts, relieve
 from worker.messages import ComputeGradients, CountRows, PrepareShards, Task
 
 ROUND = Job(lambda shards: ComputeGradients(0, shards))
@@ -26,14 +26,14 @@ def shards_of(task: Task) -> Shards:
 class Script:
     """Plays the pool: keeps what each worker was told, and answers when the test says so."""
 
-    def __init__(self, shards: int, workers: int) -> None:
+    def __init__(self, shards: int, workers: int, nodes: str = "") -> None:
         self.crew = Crew(shards)
         self.given: dict[int, Task] = {}
         self.gave_up: list[str] = []
         self.computed: Counter[int] = Counter()
         self._status: dict[int, object] = {}
         for worker in range(workers):
-            self.tell(Joined(worker, {}))
+            self.tell(Joined(worker, {}, nodes[worker] if nodes else ""))
 
     def begin(self, job: Job = ROUND) -> None:
         self.computed.clear()
@@ -239,14 +239,47 @@ def test_parts_are_contiguous_and_even(shards: int, count: int, expected: list[i
     assert [shard for part in found for shard in part] == list(range(shards))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "count", "expected"), [([2, 2, 2], 2, [1, 1, 0]), ([3, 0, 2], 2, [0, 2, 0]), ([0], 4, [4]), ([1, 2], 0, [0, 0])]
+)
+def test_what_is_left_goes_to_those_who_have_least(sizes: list[int], count: int, expected: list[int]) -> None:
+    assert fill(sizes, count) == expected
+
+
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=6))
 def test_a_newcomer_makes_the_shares_even_with_as_few_moves_as_possible(sizes: list[int]) -> None:
     shards = iter(range(sum(sizes)))
     shares = {worker: {next(shards) for _ in range(size)} for worker, size in enumerate(sizes)}
-    taken = relieve(shares | {99: set()}, 99)
+    taken = relieve(shares | {99: set()}, 99, sum(sizes) or 1)
     after = [len(share - taken) for share in shares.values()]
     assert max(after) - len(taken) <= 1
     assert all(left >= len(taken) or left == len(share) for left, share in zip(after, shares.values(), strict=True))
+
+
+def test_workers_of_a_node_hold_neighbouring_shards() -> None:
+    script = Script(shards=12, workers=6, nodes="abacbc")
+    shares = script.crew.shares
+    assert (shares[0] + shares[2], shares[1] + shares[4], shares[3] + shares[5]) == ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11))
+    script.hold()
+    script.begin()
+    script.answer_all()
+    script.tell(Lost(3, "its node is gone"))
+    script.tell(Lost(5, "its node is gone"))
+    shares = script.crew.shares
+    assert sorted(shares[0] + shares[2]) == [0, 1, 2, 3, 8, 9]
+    assert sorted(shares[1] + shares[4]) == [4, 5, 6, 7, 10, 11]
+
+
+def test_who_takes_a_lost_workers_place_gets_back_what_it_had() -> None:
+    script = ready(8, 4)
+    before = script.crew.shares
+    script.begin()
+    script.tell(Lost(1, "killed"))
+    script.answer_all()
+    script.tell(Joined(4, {}))
+    script.answer_all()
+    script.begin()
+    assert script.crew.shares == {0: before[0], 2: before[2], 3: before[3], 4: before[1]}
 
 
 def test_two_newcomers_that_load_at_once_both_end_up_with_a_share() -> None:

@@ -171,6 +171,7 @@ RANGES = [
     ("metrics.pushgateway", "must be a URL such as", document(metrics={"pushgateway": "http://host:x"})),
     ("metrics.pushgateway", "without user name and password", document(metrics={"pushgateway": "http://me:secret@host"})),
     ("workers.count", "at least 1, got 0", document(workers={"count": 0})),
+    ("workers.placement", "did you mean 'spread'?", document(workers={"placement": "spreads"})),
     ("workers.min", "at least 1, got 0", document(workers={"min": 0})),
     ("workers.max", "at least 1, got -1", document(workers={"max": -1})),
     ("workers.deadline_seconds", "above 0, got 0.0", document(workers={"deadline_seconds": 0})),
@@ -229,6 +230,11 @@ CONTRADICTIONS = [
     ("workers.max", "5 workers can't share 4 shards", document(data={"shards": 4}, workers={"max": 5})),
     ("workers.count", "use either count, or min and max", document(workers={"count": 2, "min": 1})),
     ("workers.count", "use either count, or min and max", document(workers={"count": 2, "max": 3})),
+    (
+        "workers.placement",
+        "'strict_pack' is for a fixed number",
+        document(workers={"min": 1, "max": 3, "placement": "strict_pack"}),
+    ),
     ("workers.min", "3 is more than workers.max = 2", document(workers={"min": 3, "max": 2})),
 ]
 

@@ -41,6 +41,7 @@ def started(crew: CrewStatus = CREW, **changed: object) -> Started:
         "run": "run-1", "directory": "/run-1", "job": '[model]\ntask = "classification"\n', "timestamp": 1e9, "rows": 640,
         "validation_rows": 0, "inputs": 4, "outputs": 3, "parameters": 51, "shards": 4, "most_workers": 3,
         "rounds_per_epoch": 10, "rounds_done": 0, "most_rounds": 100, "history": (), "metrics_url": None, "dashboard_url": None,
+        "host": "here",
     }  # fmt: skip
     return Started(crew=crew, **(known | changed))  # type: ignore[arg-type]
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.arrays import Floats
-from worker.tree import Node, additions, children, cover, finish, first_member, members, root, tree_sum
+from worker.tree import Node, add_up, additions, children, cover, finish, first_member, members, root, tree_sum
 
 Leaves = dict[int, Floats | None]
 
@@ -125,6 +125,23 @@ def test_a_sum_may_reuse_the_memory_of_its_left_side_only() -> None:
 
     assert bits(finish(copies, 11, add_in_place)) == bits(halves(list(leaves.values())))
     assert {shard: bits(value) for shard, value in leaves.items()} == kept
+
+
+@given(held=holders(), groups=st.integers(1, 4), seed=st.integers(0, 9))
+def test_parts_may_be_added_up_in_groups_first(held: list[list[int]], groups: int, seed: int) -> None:
+    shards = sum(map(len, held))
+    leaves = random_leaves(shards, seed)
+    parts: list[dict[Node, Floats | None]] = [{} for _ in range(groups)]
+    for place, share in enumerate(held):
+        parts[place % groups] |= add_up({(0, shard): leaves[shard] for shard in share}, shards, np.add)
+
+    together: dict[Node, Floats | None] = {}
+    for group, some in enumerate(parts):
+        total = add_up(some, shards, np.add)
+        assert list(total) == cover([shard for share in held[group::groups] for shard in share], shards)
+        together |= total
+
+    assert bits(finish(together, shards, np.add)) == bits(halves([leaves[shard] for shard in range(shards)]))
 
 
 @given(held=holders(), seed=st.integers(0, 9))

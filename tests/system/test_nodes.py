@@ -1,0 +1,156 @@
+"""A cluster of several nodes on this machine, the command on one, coordinator and workers on others."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from ray._private.internal_api import node_stats
+from ray.cluster_utils import Cluster
+
+from cluster.orphans import children_of
+
+Document = dict[str, dict[str, Any]]
+SECONDS = 600.0
+NODES = 3
+# So that a node whose end nobody tells of is soon taken for dead.
+HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 10}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A node for the command alone, and three with two CPUs each."""
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(NODES):
+        cluster.add_node(num_cpus=2)
+    yield cluster
+    cluster.shutdown()
+
+
+@contextmanager
+def training(cluster: Cluster, document: Document, folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Train a job on the cluster; ends it in any case."""
+    (folder / "job.toml").write_text(tomli_w.dumps(document))
+    command = [sys.executable, "-m", "cluster.cli", "train", "job.toml", "--run-dir", "run", "--progress", "plain"]
+    command += ["--address", cluster.address]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        limit = threading.Timer(SECONDS, process.kill)
+        limit.start()
+        yield process
+        limit.cancel()
+        process.kill()
+
+
+def created_bytes(nodes: list[Any]) -> list[int]:
+    """What was put into each node's object store so far, by its own processes or from other nodes."""
+    return [
+        node_stats(node.node_ip_address, node.node_manager_port, False).store_stats.cumulative_created_bytes for node in nodes
+    ]
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "run" / "summary.json").read_text())
+    return found
+
+
+def test_weights_and_sums_travel_once_a_node(
+    cluster: Cluster, blobs_job: Document, run_job: Callable[..., Any], tmp_path: Path
+) -> None:
+    blobs_job["data"]["shards"] = 6
+    blobs_job["model"]["hidden"] = [32768]
+    blobs_job["training"]["epochs"] = 10
+    blobs_job["workers"] = {"count": 2 * NODES, "deadline_seconds": SECONDS}
+    _, calm = run_job(blobs_job, {"workers.count": 1})
+    nodes = [node for node in cluster.list_all_nodes() if node is not cluster.head_node]
+    before = created_bytes(nodes)
+    with training(cluster, blobs_job, tmp_path) as process:
+        assert process.wait() == 0
+    summary = summary_of(tmp_path)
+    assert summary["weights_digest"] == calm.weights_digest
+    assert summary["workers"] == 2 * NODES
+    # Two workers a node, with a shard each, whose shards are a node of the tree. A node apart gets the weights once, has two
+    # sums and makes one of them. The coordinator's has the weights and gets one sum from each other node; the sums of its own
+    # workers are there, too, until these are linked to it.
+    weights = 4 * summary["parameters"] * summary["rounds"]
+    found = [(after - first) / weights for after, first in zip(created_bytes(nodes), before, strict=True)]
+    apart = [times for times in found if times == pytest.approx(4, rel=0.01)]
+    assert len(apart) >= NODES - 1, found
+    assert 3 < sum(found) - sum(apart[: NODES - 1]) < 4.95, found
+
+
+def coordinators(nodes: list[Any]) -> list[tuple[Any, int]]:
+    """The nodes that have a coordinator, with its process id."""
+    found = []
+    for node in nodes:
+        raylet = node.all_processes["raylet"][0].process.pid
+        found += [(node, pid) for pid in children_of(raylet) if title(pid).startswith("ray::CoordinatorActor")]
+    return found
+
+
+def title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+class Output:
+    """What a command prints, line by line."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        self._lines, self.seen = process.stdout, list[str]()
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """Read on to the next line in which the pattern is found."""
+        for line in self._lines:
+            self.seen.append(line)
+            match = re.search(pattern, line)
+            if match is not None:
+                return match
+        pytest.fail(f"no {pattern!r} in what is left of {''.join(self.seen[-50:])}")
+
+
+def test_nodes_may_come_and_go_the_coordinators_too(
+    cluster: Cluster, blobs_job: Document, run_job: Callable[..., Any], tmp_path: Path
+) -> None:
+    blobs_job["training"]["epochs"] = 10_000_000
+    blobs_job["workers"] = {"min": 2, "max": NODES, "cpus": 2.0, "placement": "spread", "deadline_seconds": SECONDS}
+    blobs_job["metrics"] = {"port": 0}
+    with training(cluster, blobs_job, tmp_path) as process:
+        output = Output(process)
+        present = int(output.until(r"on (\d) workers?,")[1])
+        output.until("^metrics: http://")
+        for _ in range(NODES - present):
+            output.until("worker . joined")
+        output.until("^epoch")
+        nodes = [node for node in cluster.list_all_nodes() if node is not cluster.head_node]
+        ((home, _),) = coordinators(nodes)
+
+        cluster.remove_node(next(node for node in nodes if node is not home), allow_graceful=False)
+        output.until("was lost")
+        output.until("^epoch")
+        cluster.add_node(num_cpus=2)
+        output.until("worker . joined")
+        output.until("^epoch")
+
+        cluster.remove_node(home, allow_graceful=False)
+        output.until("the coordinator was lost; a new one goes on from the last checkpoint")
+        output.until("^metrics: http://")
+        output.until("^epoch")
+        process.send_signal(signal.SIGINT)
+        output.until("interrupted after")
+        assert process.wait() == 130
+    summary = summary_of(tmp_path)
+    assert summary["rows_trained"] == summary["rows_expected"]
+    _, calm = run_job(blobs_job, {"training.epochs": summary["epochs"]})
+    assert summary["weights_digest"] == calm.weights_digest
