@@ -67,7 +67,7 @@ def ignore() -> None:
 
 @dataclass(frozen=True)
 class Response:
-    """What is answered. `sent` is called once the client has it."""
+    """What is answered. `sent` is called once it is sent to a client that still waited for it."""
 
     status: HTTPStatus
     kind: str
@@ -208,11 +208,13 @@ class Server:
             response = Response.plain(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         else:
             response = Response.plain(HTTPStatus.BAD_REQUEST) if request is None else self._answered(request)
+        gave_up = _has_hung_up(client)  # by now the answer may have taken too long
         left = memoryview(response.encoded(body=request is None or request.method != "HEAD"))
         while left:
             sent = yield from _patiently(partial(client.send, left), select.POLLOUT)
             left = left[sent:]
-        response.sent()
+        if not gave_up:
+            response.sent()
 
     def _answered(self, request: Request) -> Response:
         try:
@@ -221,6 +223,12 @@ class Server:
             # A fault of ours in one page must not take the others along, nor go unseen.
             traceback.print_exc()
             return Response.plain(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def _has_hung_up(client: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(client, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _patiently(action: Callable[[], T], event: int) -> Steps[T]:

@@ -18,7 +18,7 @@ from coordinator.endpoint import METRICS, Content, Endpoint, check
 from coordinator.export import Announcement, MetricsSpec
 from worker.errors import JobError
 
-SECONDS = 30.0
+SECONDS = 120.0
 SECRET = "open-sesame"
 Open = Callable[..., Endpoint]
 
@@ -140,12 +140,12 @@ def test_with_a_certificate_only_tls_is_spoken(open_endpoint: Open, authority: A
 
     assert endpoint.url.startswith("https://")
     assert ask(endpoint, tls=trusting(authority)) == 200
-    with pytest.raises(OSError, match=r"reset|without response|closed|wrong version|RemoteDisconnected"):
+    with pytest.raises(OSError, match=r"reset|without response|closed|Broken pipe"):
         ask(endpoint)
     old = trusting(authority)
     with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         old.maximum_version = ssl.TLSVersion.TLSv1_1
-    with pytest.raises(OSError, match=r"protocol|alert|reset"):
+    with pytest.raises(OSError, match=r"protocol|alert|reset|Broken pipe"):
         ask(endpoint, tls=old)
     assert ask(endpoint, tls=trusting(authority)) == 200
 
@@ -160,7 +160,7 @@ def test_a_client_needs_a_certificate_of_the_right_authority(
 
     assert ask(endpoint, tls=trusting(authority, authority.issue("client"))) == 200
     for own in (None, stranger.issue("client")):
-        with pytest.raises(OSError, match=r"alert|reset|EOF|closed"):
+        with pytest.raises(OSError, match=r"alert|reset|EOF|closed|Broken pipe"):
             ask(endpoint, tls=trusting(authority, own))
     assert ask(endpoint, tls=trusting(authority, authority.issue("client"))) == 200
     assert capfd.readouterr() == ("", "")

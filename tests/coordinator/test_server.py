@@ -2,6 +2,7 @@
 
 import gc
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http import HTTPStatus
@@ -13,7 +14,7 @@ import pytest
 from coordinator import server as server_module
 from coordinator.server import Request, Response, Server
 
-SECONDS = 30.0
+SECONDS = 120.0
 Serve = Callable[[Callable[[Request], Response]], int]
 
 
@@ -80,18 +81,26 @@ def test_a_request_is_answered(serve: Serve) -> None:
 
 def test_an_answer_that_came_through_is_told(serve: Serve) -> None:
     sent: list[str] = []
+    asked, gone = threading.Event(), threading.Event()
 
     def answer(request: Request) -> Response:
+        if request.path == "/impatient":
+            asked.set()
+            assert gone.wait(SECONDS)
         return Response(HTTPStatus.OK, "text/plain", b"x", (), lambda: sent.append(request.path))
 
     port = serve(answer)
     with connect(port) as client:
         client.sendall(b"GET /gone HTTP/1.1\r\n")
+    with connect(port) as client:
+        client.sendall(b"GET /impatient HTTP/1.1\r\n\r\n")
+        assert asked.wait(SECONDS)
+    gone.set()
     ask(port, "/read")
-    ask(port, "/after")  # the one before is told by now
+    ask(port, "/after")  # those before are told by now
 
     assert sent[0] == "/read"
-    assert "/gone" not in sent
+    assert not {"/gone", "/impatient"} & set(sent)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +166,8 @@ def test_silent_clients_keep_nobody_out_and_the_oldest_goes_first(serve: Serve, 
         assert b"hello GET /last" in everything(clients[4])
 
 
-def test_a_client_that_does_not_read_keeps_nobody_waiting(serve: Serve) -> None:
+def test_a_client_that_does_not_read_keeps_nobody_waiting(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "CLIENT_SECONDS", SECONDS)
     large = Response(HTTPStatus.OK, "text/plain", bytes(50_000_000))
     port = serve(lambda request: large if request.path == "/large" else hello(request))
     with connect(port) as client:

@@ -21,7 +21,7 @@ RUN = "run-1"
 
 
 def scrape_text(url: str) -> str:
-    with build_opener(ProxyHandler({})).open(url, timeout=10) as answer:
+    with build_opener(ProxyHandler({})).open(url, timeout=60) as answer:
         return answer.read().decode()
 
 
@@ -147,7 +147,7 @@ def test_the_endpoint_is_for_this_machine_alone(begin_job: Begin, blobs_job: Doc
     assert url.startswith("http://127.0.0.1:")
     # All of 127.0.0.0/8 leads to this machine: whoever listened at every address would answer here too.
     with pytest.raises(OSError, match=r"refused|assign"):
-        socket.create_connection(("127.0.0.2", port_of(url)), timeout=10)
+        socket.create_connection(("127.0.0.2", port_of(url)), timeout=60)
     events.close()
 
 

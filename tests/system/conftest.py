@@ -110,7 +110,7 @@ def watcher(program: Find, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A Prometheus for a module's tests, as deploy/ configures it but in a hurry, and where runs announce themselves."""
     folder, files = tmp_path_factory.mktemp("watcher"), Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
     configuration = yaml.safe_load((files / "prometheus.yml").read_text())
-    configuration["global"] = {"scrape_interval": "200ms", "evaluation_interval": "200ms"}
+    configuration["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
     configuration["rule_files"] = [str(files / path) for path in configuration["rule_files"]]
     (discovery,) = configuration["scrape_configs"][0]["file_sd_configs"]
     (announced,) = discovery["files"]

@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
@@ -18,6 +20,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 RULES = REPOSITORY / "deploy" / "prometheus" / "rules"
 RUN = "watched"
+SECONDS = 120.0
 # In the place of what Grafana and the viewer fill in.
 FILLED_IN = {"$__rate_interval": "5s", "$__range": "1m", "$run": RUN}
 
@@ -44,7 +47,7 @@ def training(job: Path, directory: Path, *options: str) -> Iterator[subprocess.P
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(60)
+            process.wait(SECONDS)
         finally:
             process.kill()
             process.wait()
@@ -110,8 +113,14 @@ def firing(run: str) -> str:
 
 def ask(url: str) -> Any:
     """Return the data of an answer of Prometheus's HTTP interface."""
-    with build_opener(ProxyHandler({})).open(url) as answer:
+    with build_opener(ProxyHandler({})).open(url, timeout=SECONDS) as answer:
         return json.load(answer)["data"]
+
+
+def alerts(prometheus: Any) -> dict[str, tuple[str, str]]:
+    """Return the health and the state of each alert."""
+    groups = ask(f"{prometheus.url}/api/v1/rules?type=alert")["groups"]
+    return {rule["name"]: (rule["health"], rule["state"]) for group in groups for rule in group["rules"]}
 
 
 @pytest.mark.usefixtures("watched")
@@ -135,9 +144,14 @@ def test_every_recording_rule_has_data(prometheus: Any) -> None:
 @pytest.mark.usefixtures("watched")
 def test_a_run_that_is_well_sets_off_no_alert(prometheus: Any) -> None:
     prometheus.wait_for(f'run:isograd_running{{run="{RUN}"}}')
-    groups = ask(f"{prometheus.url}/api/v1/rules?type=alert")["groups"]
-    told = {rule["name"]: (rule["health"], rule["state"]) for group in groups for rule in group["rules"]}
-    assert told == dict.fromkeys(rules("alert"), ("ok", "inactive"))
+    until, pause = monotonic() + SECONDS, threading.Event()
+    while "unknown" in {health for health, _ in alerts(prometheus).values()}:  # before it was evaluated for the first time
+        assert monotonic() < until
+        pause.wait(0.1)
+    told = alerts(prometheus)
+    assert {name: health for name, (health, _) in told.items()} == dict.fromkeys(rules("alert"), "ok")
+    # On a busy machine a worker or a scrape may be slow for a moment; an alert that would fire if that lasted is pending.
+    assert {state for _, state in told.values()} <= {"inactive", "pending"}
 
 
 def test_lost_workers_are_seen_and_set_off_an_alert(watched: subprocess.Popen[bytes], prometheus: Any) -> None:
@@ -145,7 +159,7 @@ def test_lost_workers_are_seen_and_set_off_an_alert(watched: subprocess.Popen[by
     for lost in (1, 2, 3):
         prometheus.wait_for(ready)
         os.kill(workers_of(watched.pid)[0], signal.SIGKILL)
-        prometheus.wait_for(f'isograd_worker_failures_total{{run="{RUN}"}} == {lost}')
+        prometheus.wait_for(f'isograd_worker_failures_total{{run="{RUN}"}} >= {lost}')
     prometheus.wait_for(ready)
     prometheus.wait_for(f'isograd_shards_moved_total{{run="{RUN}"}} >= 3')
     (alert,) = prometheus.wait_for(firing(RUN))
