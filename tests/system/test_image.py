@@ -1,13 +1,19 @@
-"""The image, and that all who name a version of Ray or of isograd name the same."""
+"""The image, the file of the cluster launcher, and that all who name a version of Ray or of isograd name the same."""
 
+import json
 import re
 import subprocess
 import sys
 import tomllib
+from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from jsonschema import ValidationError, validate
+from ray import autoscaler
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -53,3 +59,30 @@ def test_what_is_copied_is_there_and_sent_to_the_builder(line: str) -> None:
     for source in sources:
         assert (REPOSITORY / source).exists()
         assert source in sent
+
+
+@pytest.fixture(scope="module")
+def launcher() -> dict[str, Any]:
+    """The file of Ray's cluster launcher."""
+    content: dict[str, Any] = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text())
+    return content
+
+
+def test_the_launchers_file_is_one_that_ray_up_takes(launcher: dict[str, Any]) -> None:
+    schema = json.loads((Path(autoscaler.__file__).parent / "ray-schema.json").read_text())
+    validate(launcher, schema)
+    with pytest.raises(ValidationError, match="setup_comands"):
+        validate(launcher | {"setup_comands": []}, schema)
+    validate_config(prepare_config(launcher))  # as `ray up` does, with Ray's defaults filled in
+
+
+def test_the_launcher_starts_ray_closed_to_those_without_the_token(launcher: dict[str, Any]) -> None:
+    commands = {"head": launcher["head_start_ray_commands"], "worker": launcher["worker_start_ray_commands"]}
+    for name, (*_, start) in commands.items():
+        assert "RAY_AUTH_MODE=token" in start, name
+        assert "--dashboard-host" not in start, "the dashboard stays on the loopback address"
+    assert "~/.ray/auth_token" in launcher["file_mounts"]
+    assert "chmod 600 ~/.ray/auth_token" in launcher["setup_commands"]
+    assert "RAY_enable_autoscaler_v2=0 ray start --head" in commands["head"][-1], "or the other machines are never started"
+    addresses = [launcher["provider"]["head_ip"], *launcher["provider"]["worker_ips"]]
+    assert all(address in ip_network("192.0.2.0/24") for address in map(ip_address, addresses)), "nobody's machines"
