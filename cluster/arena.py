@@ -23,6 +23,10 @@ CACHE_LINE: Final = 8
 """Numbers of eight bytes in a cache line. Flags of different workers lie apart: each is written by one and watched by all."""
 
 
+ERRORS: Final = 6
+"""Numbers that tell of a node's errors."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """What a coordinator and its workers agree on.
@@ -115,7 +119,7 @@ class Board:
     Attributes:
         flags: integers; the first is for `stop`, one cache line after the other for the workers, by their rank.
         rates: the learning rate of each round (K,).
-        errors: rows, loss, absolute, squared error and wrong rows of the node that begins with each shard (K, S, 5);
+        errors: rows, weight, loss, absolute, squared error and wrong rows of the node that begins with each shard (K, S, 6);
             0 rows where there is none.
         squares: sum of squared gradients of each block (K, blocks); infinite where weights are not finite.
         times: seconds of computing, reducing and updating of each rank (K, S, 3).
@@ -139,7 +143,7 @@ class Board:
             return memory[first:start].reshape(shape)
 
         self.rates = cut(MOST_ROUNDS)
-        self.errors = cut(MOST_ROUNDS, shards, 5)
+        self.errors = cut(MOST_ROUNDS, shards, ERRORS)
         self.squares = cut(MOST_ROUNDS, blocks)
         self.times = cut(MOST_ROUNDS, shards, 3)
         self.ends = cut(MOST_ROUNDS)
@@ -152,7 +156,9 @@ class Board:
     @staticmethod
     def entries(terms: Terms) -> int:
         """Return how many numbers of eight bytes a board takes."""
-        return CACHE_LINE * (terms.shards + 1) + MOST_ROUNDS * (2 + 5 * terms.shards + terms.update.blocks + 3 * terms.shards)
+        return CACHE_LINE * (terms.shards + 1) + MOST_ROUNDS * (
+            2 + ERRORS * terms.shards + terms.update.blocks + 3 * terms.shards
+        )
 
     def raise_flag(self, rank: int, value: int) -> None:
         """Tell the others that what was written so far is there to be read."""
@@ -165,12 +171,12 @@ class Board:
 
     def put_errors(self, number: int, shard: int, numbers: Sequence[float]) -> None:
         """Write the errors of the node that begins with this shard."""
-        self._put(self._errors, 5 * (number * self.shards + shard), numbers)
+        self._put(self._errors, ERRORS * (number * self.shards + shard), numbers)
 
     def errors_of(self, number: int, shard: int) -> Sequence[float]:
         """Return them."""
-        start = 5 * (number * self.shards + shard)
-        return self._errors[start : start + 5].tolist()
+        start = ERRORS * (number * self.shards + shard)
+        return self._errors[start : start + ERRORS].tolist()
 
     def put_squares(self, number: int, first: int, squares: Sequence[float]) -> None:
         """Write the squares of a round's blocks from the first of them on."""

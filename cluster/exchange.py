@@ -35,8 +35,9 @@ SPIN_SECONDS: Final = 200e-6
 """How long a worker looks for the next task before it sleeps: about what the coordinator needs for a small update."""
 
 _HEADER: Final = struct.Struct("<cBxxxxxxq")  # kind, which weights, round
-_PART: Final = struct.Struct("<iiiiqddd")  # level, index, 1 (-1: nothing), outputs, rows, loss, absolute, squared
-_WRONG: Final = struct.Struct("<q")
+_PART: Final = struct.Struct(
+    "<iiiiqddddd"
+)  # level, index, 1 (-1: nothing), outputs, rows, weight, loss, absolute, squared, wrong
 _ANSWER: Final = struct.Struct("<cxxxxxxxd")  # kind, seconds
 _NOTHING: Final = -1
 
@@ -163,12 +164,12 @@ def encode_answer(answer: Mapping[Node, GradientSum | ErrorSums | None], seconds
         if isinstance(part, GradientSum):
             kind, errors = b"g", part.errors
         if errors is None:
-            parts.append(_PART.pack(level, index, _NOTHING, 0, 0, 0.0, 0.0, 0.0) + _WRONG.pack(_NOTHING))
+            parts.append(_PART.pack(level, index, _NOTHING, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0))
         else:
             assert isinstance(errors, ErrorSums)
             wrong = _NOTHING if errors.wrong is None else errors.wrong
-            sums = (errors.outputs, errors.rows, errors.loss, errors.absolute, errors.squared)
-            parts.append(_PART.pack(level, index, 1, *sums) + _WRONG.pack(wrong))
+            sums = (errors.outputs, errors.rows, errors.weight, errors.loss, errors.absolute, errors.squared, wrong)
+            parts.append(_PART.pack(level, index, 1, *sums))
     return _ANSWER.pack(kind, seconds) + b"".join(parts)
 
 
@@ -196,14 +197,13 @@ def decode_answer(message: bytes, sums: Sequence[Floats]) -> Done:
     if kind == b"d":
         return None, seconds
     answer: dict[Node, GradientSum | ErrorSums | None] = {}
-    for start in range(_ANSWER.size, len(message), _PART.size + _WRONG.size):
-        level, index, something, outputs, rows, loss, absolute, squared = _PART.unpack_from(message, start)
-        (wrong,) = _WRONG.unpack_from(message, start + _PART.size)
+    for start in range(_ANSWER.size, len(message), _PART.size):
+        level, index, something, outputs, rows, weight, loss, absolute, squared, wrong = _PART.unpack_from(message, start)
         node = level, index
         if something == _NOTHING:
             answer[node] = None
             continue
-        errors = ErrorSums(rows, outputs, loss, absolute, squared, None if wrong == _NOTHING else wrong)
+        errors = ErrorSums(rows, weight, outputs, loss, absolute, squared, None if wrong == _NOTHING else wrong)
         answer[node] = GradientSum(sums[first_member(node)], errors) if kind == b"g" else errors
     return answer, seconds  # type: ignore[return-value] # one kind of part throughout
 

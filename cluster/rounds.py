@@ -15,7 +15,7 @@ from typing import Final, cast
 
 import numpy as np
 
-from cluster.arena import CACHE_LINE, Arena, Board
+from cluster.arena import CACHE_LINE, ERRORS, Arena, Board
 from coordinator.ahead import Ahead, RoundRun
 from coordinator.crew import Shards
 from coordinator.optimizers import Step
@@ -33,7 +33,7 @@ LOOKS_AWAKE: Final = 20_000
 
 NAP_SECONDS: Final = 100e-6
 
-NOTHING: Final = (0.0,) * 5
+NOTHING: Final = (0.0,) * ERRORS
 """The errors of a node without rows."""
 
 _HEAD: Final = struct.Struct("<cBxxxxxxqqii")  # kind, place, ticket, first round, rounds, rank
@@ -99,13 +99,13 @@ def run_rounds(task: RunRounds, worker: Worker, updater: Updater, arena: Arena, 
             worker.anticipate(gradients)
             if not meeting.all_at(2 * number + 1):
                 return
-            present, rows, finite = _survey(board, number, nodes)
+            present, weight, finite = _survey(board, number, nodes)
             if not finite:
                 return
             sums = PartialSums.of({node: arena.sums[first_member(node)] for node in present}, shards)
             step = Step(task.first + number + 1, rates[number])
             began = perf_counter()
-            done = updater.update_blocks(before, sums, rows, step, new, blocks)
+            done = updater.update_blocks(before, sums, weight, step, new, blocks)
             board.put_squares(number, blocks.start, done.squares if done.finite else [float("inf")] * len(blocks))
             update_seconds = perf_counter() - began - done.reduce_seconds
             board.put_times(number, task.rank, (seconds, done.reduce_seconds, update_seconds))
@@ -186,19 +186,20 @@ def _nodes(shares: Iterable[Shards], shards: int) -> list[Node]:
 
 
 def _as_sums(numbers: list[float], outputs: int) -> ErrorSums:
-    rows, loss, absolute, squared, wrong = numbers
-    return ErrorSums(int(rows), outputs, loss, absolute, squared, None if wrong < 0 else int(wrong))
+    rows, weight, loss, absolute, squared, wrong = numbers
+    return ErrorSums(int(rows), weight, outputs, loss, absolute, squared, None if wrong < 0 else wrong)
 
 
 def _as_numbers(errors: ErrorSums) -> tuple[float, ...]:
-    return errors.rows, errors.loss, errors.absolute, errors.squared, -1.0 if errors.wrong is None else errors.wrong
+    wrong = -1.0 if errors.wrong is None else errors.wrong
+    return errors.rows, errors.weight, errors.loss, errors.absolute, errors.squared, wrong
 
 
-def _survey(board: Board, number: int, nodes: list[Node]) -> tuple[tuple[Node, ...], int, bool]:
-    """Return which nodes have rows in a round, how many rows these are, and whether its errors are finite."""
+def _survey(board: Board, number: int, nodes: list[Node]) -> tuple[tuple[Node, ...], float, bool]:
+    """Return which nodes have rows in a round, what these weigh (1 if nothing), and whether its errors are finite."""
     errors = {node: board.errors_of(number, first_member(node)) for node in nodes}
     present = {node: numbers for node, numbers in errors.items() if numbers[0]}
     # Added up in the tree: what is finite in parts may not be together, and that must not depend on the parts.
     total = finish(present, board.shards, lambda left, right: [one + other for one, other in zip(left, right, strict=True)])
     assert total is not None, "no round is empty"
-    return tuple(present), int(total[0]), all(map(isfinite, total))
+    return tuple(present), total[1] or 1.0, all(map(isfinite, total))

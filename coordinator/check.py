@@ -82,7 +82,7 @@ def check_job(job: JobSpec, progress: Callable[[int], None] = lambda _: None) ->
         files=_count_files(len(inspection.train.files), inspection.train.files[0].format),
         rows=plan.training_rows,
         validation_rows=validation_rows,
-        classes=encoding.classes,
+        classes=encoding.label.classes,
         sizes=layout.sizes,
         parameters=layout.size,
         shards=plan.shards,
@@ -108,7 +108,7 @@ def _count_files(count: int, form: str) -> str:
 
 
 def _row_bytes(layout: Layout, encoding: Encoding, itemsize: int) -> int:
-    return layout.sizes[0] * itemsize + (8 if encoding.classes is not None else layout.sizes[-1] * itemsize)
+    return layout.sizes[0] * itemsize + (8 if encoding.label.classes is not None else layout.sizes[-1] * itemsize)
 
 
 def _worker_bytes(layout: Layout, batch_size: int, shards: int, itemsize: int) -> int:

@@ -42,7 +42,7 @@ class ColumnPlan:
 
 
 def plan_columns(columns: Columns, encoding: Encoding, scan: Scan) -> list[ColumnPlan]:
-    """Return what is to be told of each feature, in their order, and of the label's columns after them."""
+    """Return what is to be told of each feature, in their order, and after them of the label's columns and the weight."""
     plans = [
         ColumnPlan(
             name=feature.column.name,
@@ -60,10 +60,17 @@ def plan_columns(columns: Columns, encoding: Encoding, scan: Scan) -> list[Colum
             ColumnPlan(
                 name=column.name,
                 type=_type(column),
-                missing=0.0,
+                missing=_missing(known),
                 values=_values(Feature(column=column), known),
-                becomes="target, standardised" if encoding.target_scaling is not None else "target",
-                width=len(column.names) if encoding.classes is None else encoding.outputs,
+                becomes="target, standardised" if encoding.label.scaling is not None else "target",
+                width=len(column.names) if encoding.label.classes is None else encoding.outputs,
+            )
+        )
+    if columns.weight is not None and scan.weights is not None:
+        values = _values(Feature(column=columns.weight), scan.weights)
+        plans.append(
+            ColumnPlan(
+                name=columns.weight.name, type=_type(columns.weight), missing=0.0, values=values, becomes="weight", width=0
             )
         )
     return plans

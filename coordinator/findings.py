@@ -28,7 +28,15 @@ def findings(columns: Columns, model: ModelSpec, scan: Scan) -> list[str]:
         (inexact, f"whole numbers that differ by less than {model.dtype} can tell; scale it, make it a category, or use float64"),
         (different, "another category in every training row: nothing can be learnt of it; leave it out of data.features"),
     )
-    return [f"{_named(names)} {rest}" for names, rest in sentences if names]
+    return [f"{_named(names)} {rest}" for names, rest in sentences if names] + _unlabelled(scan)
+
+
+def _unlabelled(scan: Scan) -> list[str]:
+    if scan.classes is not None:
+        rows, missing = scan.classes.rows, scan.classes.missing
+    else:
+        rows, missing = scan.targets[0].rows, max(int(known.rows - known.count_V.min()) for known in scan.targets)
+    return [f"{missing:,} of {rows:,} training rows have no label; they are read and weigh nothing"] if missing else []
 
 
 def _constant(feature: Feature, known: Statistics | Counts) -> Iterator[str]:

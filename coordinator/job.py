@@ -88,6 +88,11 @@ class JobSpec:
             f"{self.model.task} learns classes, which have no scale; leave it out",
         )
         require(
+            self.model.task != "regression" or self.data.class_weights == "none",
+            "data.class_weights",
+            "a regression has no classes; use data.weight",
+        )
+        require(
             self.model.loss_name != "binary_cross_entropy" or self.data.scale_target == "none",
             "data.scale_target",
             "binary_cross_entropy needs targets from 0 to 1 as they are; leave it out or use another loss",

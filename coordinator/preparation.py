@@ -47,10 +47,11 @@ def inspect(job: JobSpec) -> Inspection:
         job.model.check_outputs(len(columns.label_names))
     numbers = [feature.column.name for feature in columns.features if not feature.category and feature.column.kind in NUMBERS]
     numbers += [column.name for column in columns.labels if job.model.task == "regression"]
+    numbers += [columns.weight.name] if columns.weight is not None else []
     validation = None
     if isinstance(data.validation, str):
         validation = open_source(data.validation, "data.validation")
-        require_columns(validation, (*(feature.column for feature in columns.features), *columns.labels))
+        require_columns(validation, columns.all)
         validation = validation.with_numbers(numbers)
     return Inspection(train.with_numbers(numbers), validation, columns)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
+from worker.errors import DataError
 from worker.network import ErrorSums
 
 Status = Literal["completed", "diverged", "failed", "interrupted"]
@@ -11,7 +12,7 @@ Phase = Literal["compute", "reduce", "update", "evaluate", "checkpoint"]
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
-    """Errors of a split.
+    """Errors of a split. All means are by the rows' weights, if they have any.
 
     Attributes:
         loss: mean over rows of the loss, which is summed over outputs; penalties left out.
@@ -27,13 +28,15 @@ class Errors:
 
     @classmethod
     def of(cls, sums: ErrorSums) -> Self:
-        """Divide, once, the sums over all rows."""
-        entries = sums.rows * sums.outputs
+        """Divide, once, the sums over all rows. Raises DataError where these have no weight."""
+        if not sums.weight:
+            raise DataError("none of the rows has any weight; data.weight and data.unlabelled say which have")
+        entries = sums.weight * sums.outputs
         return cls(
-            loss=sums.loss / sums.rows,
+            loss=sums.loss / sums.weight,
             mean_absolute_error=sums.absolute / entries,
             mean_squared_error=sums.squared / entries,
-            error_rate=None if sums.wrong is None else sums.wrong / sums.rows,
+            error_rate=None if sums.wrong is None else sums.wrong / sums.weight,
         )
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from coordinator.model_files import TrainedModel
 from coordinator.records import Errors
 from worker.arrays import Floats
+from worker.batch import Target
 from worker.columns import NUMBERS, Column, require_columns
 from worker.errors import DataError, UserError
 from worker.network import ErrorSums, decide
@@ -47,13 +48,13 @@ def evaluate(model: TrainedModel, data: str, table: int = 0) -> Evaluation:
     Raises:
         UserError: the data can't be read or does not fit the model.
     """
-    columns = (*model.encoding.feature_columns, *model.encoding.labels)
+    columns = (*model.encoding.feature_columns, *model.encoding.label.columns)
     needed = list(dict.fromkeys(column.name for column in columns))
     source = _open(model, data, columns)
     rows: list[ScoredRow] = []
     sums: ErrorSums | None = None
     for chunk in _chunks(model, source, needed, labelled=True):
-        part = model.network.errors(model.weights_P, chunk.x_BI, chunk.t_BO)
+        part = model.network.errors(model.weights_P, chunk.x_BI, chunk.t_BO, chunk.w_B)
         sums = part if sums is None else sums + part
         if len(rows) < table:
             rows.extend(_scored_rows(model, chunk)[: table - len(rows)])
@@ -100,6 +101,7 @@ class _Chunk:
     table: pa.Table
     x_BI: Floats
     t_BO: Floats
+    w_B: Floats | None
 
 
 class _Writer:
@@ -143,9 +145,10 @@ def _chunks(model: TrainedModel, source: Source, columns: list[str], *, labelled
             table = batch.slice(first, EVALUATION_ROWS)
             where = partial(_where, source, place)
             t_BO = np.empty((table.num_rows, encoding.outputs if labelled else 0), dtype)
+            w_B = np.empty(table.num_rows, dtype) if labelled and encoding.label.weighted else None
             if labelled:
-                fill_targets(encoding.targets(table, where, dtype), t_BO.T)
-            yield _Chunk(table, encoding.features(table, where, dtype), t_BO)
+                fill_targets(encoding.targets(table, where, dtype), Target(t_BO.T, w_B))
+            yield _Chunk(table, encoding.features(table, where, dtype), t_BO, w_B)
             place += table.num_rows
 
 
@@ -154,7 +157,7 @@ def _where(source: Source, place: int, row: int) -> str:
 
 
 def _scored_rows(model: TrainedModel, chunk: _Chunk) -> list[ScoredRow]:
-    a_BO, t_BO = _outputs(model, chunk.x_BI), model.encoding.own_units(chunk.t_BO)
+    a_BO, t_BO = _outputs(model, chunk.x_BI), model.encoding.label.own_units(chunk.t_BO)
     error_BO = np.abs(a_BO - t_BO)
     desired, output = _readable(model, t_BO), _readable(model, a_BO)
     absolute, squared = error_BO.mean(axis=1), np.square(error_BO).mean(axis=1)
@@ -171,20 +174,20 @@ def _flattened(values: Iterable[object]) -> list[object]:
 
 def _outputs(model: TrainedModel, x_BI: Floats) -> Floats:
     """Return what the model says, in the targets' own units."""
-    return model.encoding.own_units(model.network.predict(model.weights_P, x_BI))
+    return model.encoding.label.own_units(model.network.predict(model.weights_P, x_BI))
 
 
 def _readable(model: TrainedModel, values_BO: Floats) -> list[Label | float | list[float]]:
-    classes = model.encoding.classes
+    classes = model.encoding.label.classes
     if classes is not None:
         return [classes[number] for number in decide(values_BO)]
     return [row[0] if len(row) == 1 else row for row in values_BO.tolist()]
 
 
 def _predictions(model: TrainedModel, a_BO: Floats) -> dict[str, pa.Array]:
-    classes = model.encoding.classes
+    classes = model.encoding.label.classes
     if classes is None:
-        names = model.encoding.label_names
+        names = model.encoding.label.names
         if len(names) == 1:
             return {"prediction": pa.array(a_BO[:, 0].copy())}
         return {f"prediction_{name}": pa.array(a_BO[:, place].copy()) for place, name in enumerate(names)}

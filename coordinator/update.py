@@ -149,17 +149,17 @@ class Updater:
         """Return the parameters before the first round."""
         return Parameters(weights_P, dict(self._transform.init(weights_P)))
 
-    def update(self, before: Parameters, sums: PartialSums, rows: int, step: Step, new: Parameters) -> Updated | Refused:
-        """Write the parameters after a round whose per-row gradients sum to `sums` into `new`.
+    def update(self, before: Parameters, sums: PartialSums, weight: float, step: Step, new: Parameters) -> Updated | Refused:
+        """Write the parameters after a round whose per-row gradients sum to `sums` into `new`; `weight` is that of the rows.
 
         The new weights must lie elsewhere than those before; the optimizer's state may be the same arrays.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             in_place = any(array is new.optimizer[name] for name, array in before.optimizer.items())
             if self.spec.in_one_go:
-                done = applied = self._deal_out(lambda blocks: self.update_blocks(before, sums, rows, step, new, blocks))
+                done = applied = self._deal_out(lambda blocks: self.update_blocks(before, sums, weight, step, new, blocks))
             else:
-                done = self._deal_out(lambda blocks: self._reduce_blocks(before, sums, rows, blocks))
+                done = self._deal_out(lambda blocks: self._reduce_blocks(before, sums, weight, blocks))
             norm = norm_of(done.squares)
             if not isfinite(norm):
                 return Refused("the gradient is not finite", state_lost=in_place and self.spec.in_one_go)
@@ -170,21 +170,23 @@ class Updater:
             return Refused("the updated weights are not finite", state_lost=in_place)
         return Updated(new, norm, done.reduce_seconds / self._threads)
 
-    def update_blocks(self, before: Parameters, sums: PartialSums, rows: int, step: Step, new: Parameters, blocks: range) -> Part:
+    def update_blocks(
+        self, before: Parameters, sums: PartialSums, weight: float, step: Step, new: Parameters, blocks: range
+    ) -> Part:
         """Do for some blocks what `update` does for all, where that is possible `in_one_go`."""
         squares, finite, reduce_seconds = list[float](), True, 0.0
         for span in self._spans(blocks):
             began = perf_counter()
-            gradient = self._reduce(before.weights_P, sums, rows, span)
+            gradient = self._reduce(before.weights_P, sums, weight, span)
             squares += _squares_by_block(gradient)
             reduce_seconds += perf_counter() - began
             finite = self._apply(before, gradient, step, new, span) and finite
         return Part(squares, finite, reduce_seconds)
 
-    def _reduce_blocks(self, before: Parameters, sums: PartialSums, rows: int, blocks: range) -> Part:
+    def _reduce_blocks(self, before: Parameters, sums: PartialSums, weight: float, blocks: range) -> Part:
         began, squares = perf_counter(), list[float]()
         for span in self._spans(blocks):
-            gradient = self._gradient_P[span] = self._reduce(before.weights_P, sums, rows, span)
+            gradient = self._gradient_P[span] = self._reduce(before.weights_P, sums, weight, span)
             squares += _squares_by_block(gradient)
         return Part(squares, finite=True, reduce_seconds=perf_counter() - began)
 
@@ -200,11 +202,11 @@ class Updater:
         for first in range(blocks.start, blocks.stop, BLOCKS_AT_ONCE):
             yield slice(first * BLOCK, min(min(first + BLOCKS_AT_ONCE, blocks.stop) * BLOCK, self.spec.layout.size))
 
-    def _reduce(self, weights_P: Floats, sums: PartialSums, rows: int, span: slice) -> Floats:
+    def _reduce(self, weights_P: Floats, sums: PartialSums, weight: float, span: slice) -> Floats:
         values = [array[span] for array in sums.arrays]
         for left, right in sums.additions:
             values[left] = values[left] + values[right]
-        gradient: Floats = values[0] / rows
+        gradient: Floats = values[0] / weight
         if self._l2:
             for weights in self._weights:
                 first, last = max(weights.start, span.start), min(weights.stop, span.stop)

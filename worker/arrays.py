@@ -29,11 +29,14 @@ def sum_of_squares(values: Floats) -> float:
     return squares
 
 
-def totals(values_KOB: Floats) -> Floats:
+def totals(values_KOB: Floats, weights_K1B: Floats | None = None) -> Floats:
     """Return the sum of the entries of each of K blocks, accumulated in float64 whatever the array's own precision.
 
-    How it is added up depends on a block's size, never on how many there are.
+    How it is added up depends on a block's size, never on how many there are. Each entry is multiplied by its row's weight,
+    if there are weights.
     """
+    if weights_K1B is not None:
+        values_KOB = np.multiply(values_KOB, weights_K1B, dtype=np.float64)
     blocks_KN = values_KOB.reshape(len(values_KOB), -1)
     if blocks_KN.shape[1] > SMALL_BLOCK:
         return np.array([np.add.reduce(block_N, dtype=np.float64) for block_N in blocks_KN])
@@ -42,8 +45,11 @@ def totals(values_KOB: Floats) -> Floats:
     return sums_K
 
 
-def totals_and_squares(values_KOB: Floats) -> Floats:
+def totals_and_squares(values_KOB: Floats, weights_K1B: Floats | None = None) -> Floats:
     """Return the sum and the sum of squares of the entries of each of K blocks (K, 2), likewise."""
+    if weights_K1B is not None:
+        squares_KOB = np.square(values_KOB, dtype=np.float64)
+        return np.stack([totals(values_KOB, weights_K1B), totals(squares_KOB, weights_K1B)], axis=1)
     blocks_KN = values_KOB.reshape(len(values_KOB), -1)
     if blocks_KN.shape[1] > SMALL_BLOCK:
         return np.array([(np.add.reduce(block_N, dtype=np.float64), sum_of_squares(block_N)) for block_N in blocks_KN])

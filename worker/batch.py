@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -36,13 +36,24 @@ class LayerViews:
     keep_KOB: Floats | None
 
 
+class Target(NamedTuple):
+    """Where a slice's targets go (O, B), and its rows' weights (B,) if they have any."""
+
+    t_OB: Floats
+    w_B: Floats | None
+
+
 @dataclass(frozen=True)
 class Run:
-    """Slices of one size, one after the other: the first of them is the batch's slice number `first`."""
+    """Slices of one size, one after the other: the first of them is the batch's slice number `first`.
+
+    `w_K1B` is None where all rows weigh the same.
+    """
 
     first: int
     x_KIB: Floats
     t_KOB: Floats
+    w_K1B: Floats | None
     layers: tuple[LayerViews, ...]
 
     @property
@@ -58,13 +69,13 @@ class Batch:
     Attributes:
         x_RI: inputs, to be filled.
         bounds: where each slice begins in `x_RI`, and where the last one ends.
-        targets: of each slice (O, B), to be filled.
+        targets: of each slice, to be filled.
         runs: the same memory, slices of one size together.
     """
 
     x_RI: Floats
     bounds: tuple[int, ...]
-    targets: tuple[Floats, ...]
+    targets: tuple[Target, ...]
     runs: tuple[Run, ...]
 
     @property
@@ -81,7 +92,9 @@ class Batch:
 class Buffers:
     """Memory for a batch of any sizes, reused from batch to batch; it grows to the largest one."""
 
-    def __init__(self, sizes: tuple[int, ...], dtype: str, *, in_place: Sequence[bool], dropout: Sequence[bool]) -> None:
+    def __init__(
+        self, sizes: tuple[int, ...], dtype: str, *, in_place: Sequence[bool], dropout: Sequence[bool], weighted: bool
+    ) -> None:
         """Take note of a network's shape.
 
         Args:
@@ -89,10 +102,11 @@ class Buffers:
             dtype: of all arrays.
             in_place: for each layer, whether z and a may be one buffer.
             dropout: for each layer, whether units may be dropped.
+            weighted: whether rows have weights.
         """
         self._inputs, self._units = sizes[0], sizes[1:]
         self._dtype = dtype
-        self._in_place, self._dropout = in_place, dropout
+        self._in_place, self._dropout, self._weighted = in_place, dropout, weighted
         self._capacity = 0
         self._flat: dict[tuple[str, int], Floats] = {}
         self._batches: dict[tuple[int, ...], Batch] = {}
@@ -102,7 +116,8 @@ class Buffers:
         """What a row of a batch takes."""
         layers = zip(self._units, self._in_place, self._dropout, strict=True)
         entries = sum(units * (2 + (not in_place) + 2 * dropout) for units, in_place, dropout in layers)
-        return int(np.dtype(self._dtype).itemsize) * (self._inputs + self._units[-1] + max(self._units) + entries)
+        entries += self._inputs + self._units[-1] + max(self._units) + self._weighted
+        return int(np.dtype(self._dtype).itemsize) * entries
 
     def batch(self, sizes: tuple[int, ...]) -> Batch:
         """Return views for slices of these sizes, none of them 0. Whatever was returned before is overwritten."""
@@ -127,14 +142,19 @@ class Buffers:
             count = len(list(group))
             runs.append(self._run(first, bounds[first], count, size))
             first += count
-        targets = tuple(block_OB for run in runs for block_OB in run.t_KOB)
+        targets = tuple(
+            Target(t_OB, None if run.w_K1B is None else run.w_K1B[place, 0])
+            for run in runs
+            for place, t_OB in enumerate(run.t_KOB)
+        )
         return Batch(self._cut("x", 0, 0, (bounds[-1], self._inputs)), bounds, targets, tuple(runs))
 
     def _run(self, first: int, row: int, count: int, size: int) -> Run:
         x_KBI = self._cut("x", 0, row * self._inputs, (count, size, self._inputs))
         t_KOB = self._cut("t", 0, row * self._units[-1], (count, self._units[-1], size))
+        w_K1B = self._cut("w", 0, row, (count, 1, size)) if self._weighted else None
         layers = tuple(self._layer(number, row, count, size) for number in range(len(self._units)))
-        return Run(first, x_KBI.transpose(0, 2, 1), t_KOB, layers)
+        return Run(first, x_KBI.transpose(0, 2, 1), t_KOB, w_K1B, layers)
 
     def _layer(self, number: int, row: int, count: int, size: int) -> LayerViews:
         units = self._units[number]
@@ -152,6 +172,8 @@ class Buffers:
     def _cut(self, name: str, number: int, start: int, shape: tuple[int, ...]) -> Floats:
         flat = self._flat.get((name, number))
         if flat is None:
-            width = {"x": self._inputs, "t": self._units[-1], "scratch": max(self._units)}.get(name) or self._units[number]
+            width = {"x": self._inputs, "t": self._units[-1], "w": 1, "scratch": max(self._units)}.get(name) or self._units[
+                number
+            ]
             flat = self._flat[name, number] = np.empty(self._capacity * width, self._dtype)
         return flat[start : start + prod(shape)].reshape(shape)

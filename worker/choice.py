@@ -33,7 +33,8 @@ def choose_columns(schema: pa.Schema, data: DataSpec, model: ModelSpec) -> Colum
     labels = _match(names, data.labels, "data.label", keep_out=())
     shared = set(data.labels)
     kept_out = [name for name in labels if not any(fnmatchcase(name, glob) for glob in shared & set(data.features))]
-    features = _match(names, data.features, "data.features", keep_out=kept_out)
+    weight = _weight(schema, data.weight)
+    features = _match(names, data.features, "data.features", keep_out=[*kept_out, *([weight.name] if weight else [])])
     require(bool(features), "data.features", "picks no column beside the label")
     for pattern in data.columns:
         matched = _match(names, [pattern], f"data.columns.{pattern}", keep_out=())
@@ -42,9 +43,23 @@ def choose_columns(schema: pa.Schema, data: DataSpec, model: ModelSpec) -> Colum
         features=tuple(_feature(_typed(schema, name, "data.features"), data) for name in features),
         labels=tuple(_typed(schema, name, "data.label") for name in labels),
         scale_target=data.scale_target == "standard",
+        weight=weight,
+        balanced=data.class_weights == "balanced",
+        unlabelled=data.unlabelled == "ignore",
     )
     _check_labels(columns.labels, model)
     return columns
+
+
+def _weight(schema: pa.Schema, name: str | None) -> Column | None:
+    if name is None:
+        return None
+    found = _match(list(schema.names), [name], "data.weight", keep_out=())
+    require(len(found) == 1, "data.weight", f"'{name}' picks {len(found)} columns; name one")
+    column = _typed(schema, found[0], "data.weight")
+    fits = column.kind in NUMBERS and column.width is None
+    require(fits, "data.weight", f"column '{column.name}' holds {_plural(column)}; accepted are numbers")
+    return column
 
 
 def _feature(column: Column, data: DataSpec) -> Feature:

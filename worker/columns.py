@@ -99,11 +99,17 @@ class Columns:
         features: to learn from.
         labels: to learn.
         scale_target: whether a regression's targets are standardised.
+        weight: of the rows' weights; None where there is none.
+        balanced: whether classes weigh alike, however many rows they have.
+        unlabelled: whether there may be rows without a label, which weigh nothing.
     """
 
     features: tuple[Feature, ...]
     labels: tuple[Column, ...]
     scale_target: bool = False
+    weight: Column | None = None
+    balanced: bool = False
+    unlabelled: bool = False
 
     @property
     def label_names(self) -> list[str]:
@@ -113,7 +119,13 @@ class Columns:
     @property
     def needed(self) -> list[str]:
         """The columns to read, each once."""
-        return list(dict.fromkeys(column.name for column in (*(feature.column for feature in self.features), *self.labels)))
+        return list(dict.fromkeys(column.name for column in self.all))
+
+    @property
+    def all(self) -> tuple[Column, ...]:
+        """All columns: features, labels and weight."""
+        weight = () if self.weight is None else (self.weight,)
+        return (*(feature.column for feature in self.features), *self.labels, *weight)
 
 
 def describe_type(arrow: pa.DataType) -> Column | None:

@@ -59,6 +59,9 @@ class DataSpec:
         categories: of a column that have an input of their own, at most; the others share one.
         columns: what is to become of single columns; by name or glob.
         scale_target: of a regression's targets: none or standard.
+        weight: column of the rows' weights, 0 or more; None weighs all alike.
+        class_weights: none, or balanced: classes weigh alike, however many rows they have.
+        unlabelled: what to do about rows without a label: "error" refuses them; "ignore" gives them no weight.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "forbid"}
@@ -74,6 +77,9 @@ class DataSpec:
     categories: int = DEFAULT_CATEGORIES
     columns: dict[str, ColumnSpec] = field(default_factory=dict)
     scale_target: Literal["none", "standard"] = "none"
+    weight: str | None = None
+    class_weights: Literal["none", "balanced"] = "none"
+    unlabelled: Literal["error", "ignore"] = "error"
 
     def __post_init__(self) -> None:
         if isinstance(self.validation, float | int):

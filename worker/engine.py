@@ -150,7 +150,9 @@ class _Held:
     def __init__(self, setup: Setup, encoding: Encoding) -> None:
         self.shards: dict[int, Shard] = {}
         self._plan = setup.plan
-        self._network = Network(setup.model, len(encoding.input_names), encoding.outputs, encoding.units)
+        self._network = Network(
+            setup.model, len(encoding.input_names), encoding.outputs, encoding.label.units, weighted=encoding.label.weighted
+        )
         self._dropout = setup.model.dropout > 0
         parameters = self._network.layout.size * np.dtype(setup.model.dtype).itemsize
         self._most_rows = self._network.rows_within(max(BATCH_BYTES, parameters))
@@ -246,8 +248,8 @@ class _Held:
     def _gather(self, plan: _RoundPlan, group: _Group) -> Batch:
         batch = self._network.batch(group.sizes)
         if self._gathered != (plan, group):
-            for shard, (first, last), t_OB in zip(group.shards, pairwise(batch.bounds), batch.targets, strict=True):
-                gather(self.shards[shard].training, plan.rows[shard], batch.x_RI[first:last], t_OB)
+            for shard, (first, last), target in zip(group.shards, pairwise(batch.bounds), batch.targets, strict=True):
+                gather(self.shards[shard].training, plan.rows[shard], batch.x_RI[first:last], target)
             self._gathered = plan, group
         return batch
 

@@ -1,8 +1,8 @@
 """Losses, and what joins them to the output layer: the error of a slice and its gradient at the last weighted input.
 
-Shapes: `z_KOB` weighted input of the output layer, `a_KOB` its activation, `t_KOB` targets, `d_KOB` gradient; K slices,
-B rows of a slice, O outputs. All losses are sums over a slice's rows and outputs; the mean is taken once, by whoever has
-the row count.
+Shapes: `z_KOB` weighted input of the output layer, `a_KOB` its activation, `t_KOB` targets, `d_KOB` gradient, `w_K1B` weights of
+the rows, if they have any; K slices, B rows of a slice, O outputs. All losses are sums over a slice's rows and outputs; the mean
+is taken once, by whoever has the rows' weight.
 """
 
 from typing import ClassVar, Final, Protocol
@@ -19,8 +19,8 @@ PRODUCT_FLOOR: Final = 1e-12
 class Loss(Protocol):
     """An error between activations and targets."""
 
-    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
-        """Return the loss of each slice (K,), summed over rows and outputs in float64."""
+    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats, w_K1B: Floats | None) -> Floats:
+        """Return the loss of each slice (K,), summed over rows and outputs in float64, each row times its weight if any."""
 
     def gradient(self, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         """Write dloss/da into `d`."""
@@ -29,10 +29,10 @@ class Loss(Protocol):
 class SquaredError:
     """½ Σ (a - t)²."""
 
-    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats, w_K1B: Floats | None) -> Floats:
         np.subtract(a_KOB, t_KOB, out=scratch_KOB)
         np.multiply(scratch_KOB, scratch_KOB, out=scratch_KOB)
-        return 0.5 * totals(scratch_KOB)
+        return 0.5 * totals(scratch_KOB, w_K1B)
 
     def gradient(self, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         np.subtract(a_KOB, t_KOB, out=d_KOB)
@@ -41,10 +41,10 @@ class SquaredError:
 class AbsoluteError:
     """Σ |a - t|, with derivative 0 where a = t."""
 
-    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats, w_K1B: Floats | None) -> Floats:
         np.subtract(a_KOB, t_KOB, out=scratch_KOB)
         np.abs(scratch_KOB, out=scratch_KOB)
-        return totals(scratch_KOB)
+        return totals(scratch_KOB, w_K1B)
 
     def gradient(self, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         np.subtract(a_KOB, t_KOB, out=d_KOB)
@@ -57,15 +57,15 @@ class Huber:
     def __init__(self, delta: float) -> None:
         self._delta = delta
 
-    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats, w_K1B: Floats | None) -> Floats:
         # With c = min(|e|, δ), each term is ½ c² + δ (|e| - c): sums, so that one buffer is enough.
         np.subtract(a_KOB, t_KOB, out=scratch_KOB)
         np.abs(scratch_KOB, out=scratch_KOB)
-        sizes = totals(scratch_KOB)
+        sizes = totals(scratch_KOB, w_K1B)
         np.minimum(scratch_KOB, self._delta, out=scratch_KOB)
-        clipped = totals(scratch_KOB)
+        clipped = totals(scratch_KOB, w_K1B)
         np.multiply(scratch_KOB, scratch_KOB, out=scratch_KOB)
-        return 0.5 * totals(scratch_KOB) + self._delta * (sizes - clipped)
+        return 0.5 * totals(scratch_KOB, w_K1B) + self._delta * (sizes - clipped)
 
     def gradient(self, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         np.subtract(a_KOB, t_KOB, out=d_KOB)
@@ -78,18 +78,18 @@ class BinaryCrossEntropy:
     For activations that were not fused with it; the floors are PyTorch's.
     """
 
-    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+    def value(self, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats, w_K1B: Floats | None) -> Floats:
         with np.errstate(divide="ignore"):
             np.log(a_KOB, out=scratch_KOB)
             np.maximum(scratch_KOB, LOG_FLOOR, out=scratch_KOB)
             np.multiply(scratch_KOB, t_KOB, out=scratch_KOB)
-            positive = totals(scratch_KOB)
+            positive = totals(scratch_KOB, w_K1B)
             np.negative(a_KOB, out=scratch_KOB)
             np.log1p(scratch_KOB, out=scratch_KOB)
             np.maximum(scratch_KOB, LOG_FLOOR, out=scratch_KOB)
-        negative = totals(scratch_KOB)
+        negative = totals(scratch_KOB, w_K1B)
         np.multiply(scratch_KOB, t_KOB, out=scratch_KOB)
-        return -(positive + negative - totals(scratch_KOB))
+        return -(positive + negative - totals(scratch_KOB, w_K1B))
 
     def gradient(self, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         np.subtract(1.0, a_KOB, out=scratch_KOB)
@@ -106,8 +106,8 @@ class Head(Protocol):
     def activation(self) -> Activation:
         """The output activation."""
 
-    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
-        """Return the loss of each slice (K,). `z` and `a` are as `activation.apply` left them."""
+    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats, w_K1B: Floats | None) -> Floats:
+        """Return the loss of each slice (K,), as `Loss.value` does. `z` and `a` are as `activation.apply` left them."""
 
     def delta(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         """Write dloss/dz into `d`. May overwrite `z`; leaves `a`."""
@@ -121,8 +121,8 @@ class ChainedHead:
         self.activation = activation
         self._loss = loss
 
-    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
-        return self._loss.value(a_KOB, t_KOB, scratch_KOB)
+    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats, w_K1B: Floats | None) -> Floats:
+        return self._loss.value(a_KOB, t_KOB, scratch_KOB, w_K1B)
 
     def delta(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         self._loss.gradient(a_KOB, t_KOB, d_KOB, scratch_KOB)
@@ -134,9 +134,9 @@ class SoftmaxCrossEntropy:
 
     activation: ClassVar[Activation] = ACTIVATIONS["softmax"]
 
-    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats, w_K1B: Floats | None) -> Floats:
         np.multiply(z_KOB, t_KOB, out=scratch_KOB)
-        return -totals(scratch_KOB)
+        return -totals(scratch_KOB, w_K1B)
 
     def delta(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         np.subtract(a_KOB, t_KOB, out=d_KOB)
@@ -155,13 +155,13 @@ class SigmoidBinaryCrossEntropy:
 
     activation: ClassVar[Activation] = ACTIVATIONS["sigmoid"]
 
-    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats, w_K1B: Floats | None) -> Floats:
         np.heaviside(z_KOB, 0.0, out=scratch_KOB)
         np.subtract(scratch_KOB, t_KOB, out=scratch_KOB)
         np.multiply(scratch_KOB, z_KOB, out=scratch_KOB)
-        linear = totals(scratch_KOB)
+        linear = totals(scratch_KOB, w_K1B)
         log1p_exp_minus_abs(z_KOB, scratch_KOB)
-        return linear + totals(scratch_KOB)
+        return linear + totals(scratch_KOB, w_K1B)
 
     def delta(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         np.subtract(a_KOB, t_KOB, out=d_KOB)
@@ -172,13 +172,13 @@ class SigmoidCrossEntropy:
 
     activation: ClassVar[Activation] = ACTIVATIONS["sigmoid"]
 
-    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats) -> Floats:
+    def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats, w_K1B: Floats | None) -> Floats:
         np.multiply(z_KOB, t_KOB, out=scratch_KOB)
         np.minimum(scratch_KOB, 0.0, out=scratch_KOB)
-        linear = -totals(scratch_KOB)
+        linear = -totals(scratch_KOB, w_K1B)
         log1p_exp_minus_abs(z_KOB, scratch_KOB)
         np.multiply(scratch_KOB, t_KOB, out=scratch_KOB)
-        return linear + totals(scratch_KOB)
+        return linear + totals(scratch_KOB, w_K1B)
 
     def delta(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         np.subtract(a_KOB, 1.0, out=d_KOB)

@@ -14,7 +14,7 @@ from typing import Final, Self
 import numpy as np
 
 from worker.activations import ACTIVATIONS
-from worker.arrays import Floats, Integers, totals_and_squares
+from worker.arrays import Floats, Integers, totals, totals_and_squares
 from worker.batch import Batch, Buffers, Run
 from worker.gradients import GradientStack
 from worker.losses import make_head
@@ -36,6 +36,7 @@ class ErrorSums:
 
     Attributes:
         rows: rows that were summed.
+        weight: of them together: their number, unless they have weights. All sums below are of rows times their weight.
         outputs: outputs a row has.
         loss: sum of the loss.
         absolute: sum of |a - t| over rows and outputs, in the targets' own units.
@@ -44,11 +45,12 @@ class ErrorSums:
     """
 
     rows: int
+    weight: float
     outputs: int
     loss: float
     absolute: float
     squared: float
-    wrong: int | None
+    wrong: float | None
 
     @property
     def finite(self) -> bool:
@@ -60,6 +62,7 @@ class ErrorSums:
         wrong = None if self.wrong is None or other.wrong is None else self.wrong + other.wrong
         return ErrorSums(
             self.rows + other.rows,
+            self.weight + other.weight,
             self.outputs,
             self.loss + other.loss,
             self.absolute + other.absolute,
@@ -83,7 +86,9 @@ class Network:
         layout: where each parameter lies in the flat vectors that the methods take.
     """
 
-    def __init__(self, spec: ModelSpec, inputs: int, outputs: int, units: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, inputs: int, outputs: int, units: Sequence[float] | None = None, *, weighted: bool = False
+    ) -> None:
         """Shape the network. Raises JobError as `check_outputs` does.
 
         Args:
@@ -91,6 +96,7 @@ class Network:
             inputs: values of a row.
             outputs: results of a row.
             units: what 1 of each output is in the units in which absolute and squared errors are told; None leaves them.
+            weighted: whether rows have weights.
         """
         spec.check_outputs(outputs)
         self._units_O1 = None if units is None else np.array(units, spec.dtype)[:, np.newaxis]
@@ -101,7 +107,7 @@ class Network:
         in_place = [self._hidden.in_place] * len(spec.hidden) + [False]
         dropout = [spec.dropout > 0] * len(spec.hidden) + [False]
         # Losses read the output layer's z after a has been made from it, so these two are never one buffer.
-        self._buffers = Buffers(self.layout.sizes, spec.dtype, in_place=in_place, dropout=dropout)
+        self._buffers = Buffers(self.layout.sizes, spec.dtype, in_place=in_place, dropout=dropout, weighted=weighted)
         self._stack = GradientStack(self.layout, spec.dtype)
         self._views: dict[int, tuple[Floats, list[tuple[Floats, Floats | None]]]] = {}
 
@@ -132,15 +138,21 @@ class Network:
         a_BO: Floats = run.layers[-1].a_KOB[0].T
         return a_BO
 
-    def errors(self, weights_P: Floats, x_BI: Floats, t_BO: Floats) -> ErrorSums:
-        """Return the error sums of the rows, without any dropout."""
-        return self.errors_of(weights_P, self._filled(x_BI, t_BO))
+    def errors(self, weights_P: Floats, x_BI: Floats, t_BO: Floats, w_B: Floats | None = None) -> ErrorSums:
+        """Return the error sums of the rows, without any dropout; `w_B` are their weights, if they have any."""
+        return self.errors_of(weights_P, self._filled(x_BI, t_BO, w_B))
 
     def gradient_sum(
-        self, weights_P: Floats, x_BI: Floats, t_BO: Floats, gradient_P: Floats, dropout: np.random.Generator | None = None
+        self,
+        weights_P: Floats,
+        x_BI: Floats,
+        t_BO: Floats,
+        gradient_P: Floats,
+        dropout: np.random.Generator | None = None,
+        w_B: Floats | None = None,
     ) -> ErrorSums:
         """Do for one slice, given as arrays, what `gradient_sums` does for a batch."""
-        batch = self._filled(x_BI, t_BO)
+        batch = self._filled(x_BI, t_BO, w_B)
         return self.gradient_sums(weights_P, batch, (), gradient_P, None if dropout is None else [dropout])
 
     def errors_of(self, weights_P: Floats, batch: Batch) -> ErrorSums:
@@ -191,6 +203,8 @@ class Network:
     def _backward(self, weights: list[tuple[Floats, Floats | None]], run: Run, dropout: Draws | None) -> None:
         top = run.layers[-1]
         self._head.delta(top.z_KOB, top.a_KOB, run.t_KOB, top.d_KOB, top.scratch_KOB)
+        if run.w_K1B is not None:
+            np.multiply(top.d_KOB, run.w_K1B, out=top.d_KOB)
         for number in range(len(run.layers) - 1, 0, -1):
             layer, below = run.layers[number], run.layers[number - 1]
             np.matmul(weights[number][0].T, layer.d_KOB, out=below.d_KOB)
@@ -211,30 +225,35 @@ class Network:
         np.multiply(a_KOB, keep_KOB, out=out_KOB)
 
     def _error_sums(self, run: Run) -> Floats:
-        """Return loss, absolute error, squared error and wrong rows (K, 4) of each slice."""
-        top = run.layers[-1]
-        sums = np.zeros((len(run.t_KOB), 4))
-        sums[:, 0] = self._head.loss(top.z_KOB, top.a_KOB, run.t_KOB, top.scratch_KOB)
+        """Return loss, absolute error, squared error and wrong rows of each slice (K, 4); if rows have weights, theirs too (K, 5)."""
+        top, w_K1B = run.layers[-1], run.w_K1B
+        sums = np.zeros((len(run.t_KOB), 4 if w_K1B is None else 5))
+        sums[:, 0] = self._head.loss(top.z_KOB, top.a_KOB, run.t_KOB, top.scratch_KOB, w_K1B)
         difference_KOB = top.scratch_KOB
         np.subtract(top.a_KOB, run.t_KOB, out=difference_KOB)
         np.abs(difference_KOB, out=difference_KOB)
         if self._units_O1 is not None:
             np.multiply(difference_KOB, self._units_O1, out=difference_KOB)
-        sums[:, 1:3] = totals_and_squares(difference_KOB)
+        sums[:, 1:3] = totals_and_squares(difference_KOB, w_K1B)
         if self.spec.task != "regression":
-            sums[:, 3] = np.add.reduce(_decide(top.a_KOB) != _decide(run.t_KOB), axis=1)
+            wrong_KB = _decide(top.a_KOB) != _decide(run.t_KOB)
+            sums[:, 3] = np.add.reduce(wrong_KB, axis=1) if w_K1B is None else totals(w_K1B * wrong_KB[:, np.newaxis])
+        if w_K1B is not None:
+            sums[:, 4] = totals(w_K1B)
         return sums
 
     def _as_sums(self, batch: Batch, sums: Floats) -> ErrorSums:
-        loss, absolute, squared, wrong = sums.tolist()
-        return ErrorSums(
-            batch.rows, self.outputs, loss, absolute, squared, None if self.spec.task == "regression" else int(wrong)
-        )
+        loss, absolute, squared, wrong, *weight = sums.tolist()
+        wrong = None if self.spec.task == "regression" else wrong
+        return ErrorSums(batch.rows, weight[0] if weight else float(batch.rows), self.outputs, loss, absolute, squared, wrong)
 
-    def _filled(self, x_BI: Floats, t_BO: Floats) -> Batch:
+    def _filled(self, x_BI: Floats, t_BO: Floats, w_B: Floats | None) -> Batch:
         batch = self.batch((len(x_BI),))
         np.copyto(batch.x_RI, x_BI)
-        np.copyto(batch.targets[0], t_BO.T)
+        (target,) = batch.targets
+        np.copyto(target.t_OB, t_BO.T)
+        if target.w_B is not None:
+            np.copyto(target.w_B, 1.0 if w_B is None else w_B)
         return batch
 
     def _layers(self, weights_P: Floats) -> list[tuple[Floats, Floats | None]]:

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 
 from worker.arrays import AnyArray
 from worker.columns import Column, Columns, Feature, Numbers
-from worker.errors import DataError, require
+from worker.errors import require
 from worker.model import ModelSpec
 from worker.statistics import Counts, Statistics
-from worker.values import Where, label_values, read_numbers
+from worker.values import Where, label_values, not_finite, read_numbers, read_weights
 
 BLOCK_VALUES: Final = 1 << 21
 """Numbers looked at together."""
@@ -34,11 +34,13 @@ class Scan:
         features: of each column to learn from.
         classes: of the label; None for regressions.
         targets: of each column of a regression's label; else empty.
+        weights: of the rows; None where they have none.
     """
 
     features: tuple[Statistics | Counts, ...]
     classes: Counts | None
     targets: tuple[Statistics, ...] = ()
+    weights: Statistics | None = None
 
     def __add__(self, other: Self) -> "Scan":
         """Return what is known of both sets of rows."""
@@ -46,6 +48,7 @@ class Scan:
             tuple(left + right for left, right in zip(self.features, other.features, strict=True)),  # type: ignore[operator]
             None if self.classes is None or other.classes is None else self.classes + other.classes,
             tuple(left + right for left, right in zip(self.targets, other.targets, strict=True)),
+            None if self.weights is None or other.weights is None else self.weights + other.weights,
         )
 
 
@@ -122,12 +125,14 @@ def _scan_block(table: pa.Table, columns: Columns, model: ModelSpec, where: Wher
         else _statistics(table, feature, where, model.dtype)
         for feature in columns.features
     )
+    weights = None if columns.weight is None else Statistics.of(read_weights(table, columns.weight, where))
     if model.task != "regression":
-        return Scan(features, _counts(table, columns.labels[0], where, gaps=False))
+        return Scan(features, _counts(table, columns.labels[0], where, gaps=columns.unlabelled), (), weights)
     targets = tuple(
-        Statistics.of(_finite_numbers(table, Numbers(column), where, model.dtype, gaps=False)) for column in columns.labels
+        Statistics.of(_finite_numbers(table, Numbers(column), where, model.dtype, gaps=columns.unlabelled))
+        for column in columns.labels
     )
-    return Scan(features, None, targets)
+    return Scan(features, None, targets, weights)
 
 
 def _statistics(table: pa.Table, feature: Feature, where: Where, dtype: str) -> Statistics:
@@ -143,15 +148,6 @@ def _finite_numbers(table: pa.Table, numbers: Numbers, where: Where, dtype: str,
         row, entry = (int(index) for index in np.argwhere(bad(values_NV))[0])
         raise not_finite(table, numbers, where, row, entry, dtype)
     return values_NV
-
-
-def not_finite(table: pa.Table, numbers: Numbers, where: Where, row: int, entry: int, dtype: str) -> DataError:
-    """Return the error for a value that is not a finite number of this type."""
-    value = table.column(numbers.column.name)[row].as_py()
-    shown = value[entry] if isinstance(value, list) else value
-    return DataError(
-        f"{where(row)}, column '{numbers.names[entry]}': {shown} is not a finite {dtype} number; mend or leave out the row"
-    )
 
 
 def _counts(table: pa.Table, column: Column, where: Where, *, gaps: bool) -> Counts:

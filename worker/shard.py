@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from worker.arrays import AnyArray, Floats, Integers
+from worker.batch import Target
 from worker.encoding import Encoding
 from worker.messages import Setup, Split
 from worker.sharding import shard_ranges
@@ -19,7 +20,7 @@ EVALUATION_ROWS: Final = 1024
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded rows. `targets` holds class numbers (N,) or values (N, O)."""
+    """Encoded rows. `targets` is as `Encoding.targets` returns it."""
 
     features_NF: Floats
     targets: AnyArray
@@ -94,15 +95,22 @@ def _encode(setup: Setup, source: Source, number: int, table: pa.Table, encoding
     return Rows(encoding.features(table, where, dtype), encoding.targets(table, where, dtype))
 
 
-def gather(shard: Rows, chosen_B: Integers, x_BI: Floats, t_OB: Floats) -> None:
+def gather(shard: Rows, chosen_B: Integers, x_BI: Floats, target: Target) -> None:
     """Copy the inputs and targets of the chosen rows to where a network reads them."""
     # mode="clip" lets numpy write straight into `out`; the places are known to be inside.
     shard.features_NF.take(chosen_B, axis=0, out=x_BI, mode="clip")
-    fill_targets(shard.targets[chosen_B], t_OB)
+    fill_targets(shard.targets[chosen_B], target)
 
 
-def fill_targets(targets: AnyArray, t_OB: Floats) -> None:
-    """Write targets of rows as outputs: values as they are, a single output's class as 0 or 1, else one 1 a row."""
+def fill_targets(targets: AnyArray, target: Target) -> None:
+    """Write targets of rows as outputs: values as they are, a single output's class as 0 or 1, else one 1 a row.
+
+    Weights go with them, where rows have any.
+    """
+    t_OB = target.t_OB
+    if target.w_B is not None:
+        target.w_B[...] = targets["weight"]
+        targets = targets["target"]
     if targets.ndim == 2:
         t_OB[...] = targets.T
     elif len(t_OB) == 1:

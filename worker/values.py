@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from worker.arrays import AnyArray
+from worker.arrays import AnyArray, Floats
 from worker.columns import Column, Numbers
 from worker.dates import in_parts, whole
 from worker.errors import DataError
@@ -18,6 +18,9 @@ from worker.errors import DataError
 Label = int | str | bool
 Where = Callable[[int], str]
 """Names the file and row of a row of the table at hand, for errors."""
+
+MOST_WEIGHT: Final = 1e30
+"""So that sums of weights stay finite in float32."""
 
 CALENDAR: Final = ("date", "timestamp", "time", "duration")
 
@@ -69,6 +72,27 @@ def _as_array(values: pa.Array) -> AnyArray:
         values = values.cast(pa.float64())
     array: AnyArray = values.to_numpy(zero_copy_only=False)  # with NaN for nulls, in float64 where the type has none
     return array
+
+
+def read_weights(table: pa.Table, column: Column, where: Where) -> Floats:
+    """Return the weights of rows (N, 1) in float64. Raises DataError for one that is null, negative or not finite."""
+    weights_N1: Floats = read_numbers(table, Numbers(column), where, gaps=False).astype(np.float64, copy=False)
+    bad_N = ~((weights_N1 >= 0) & (weights_N1 <= MOST_WEIGHT))[:, 0]
+    if bad_N.any():
+        row = int(np.argmax(bad_N))
+        raise DataError(
+            f"{where(row)}, column '{column.name}': {weights_N1[row, 0]:g} is no weight; accepted are numbers from 0 on"
+        )
+    return weights_N1
+
+
+def not_finite(table: pa.Table, numbers: Numbers, where: Where, row: int, entry: int, dtype: str) -> DataError:
+    """Return the error for a value that is not a finite number of this type."""
+    value = table.column(numbers.column.name)[row].as_py()
+    shown = value[entry] if isinstance(value, list) else value
+    return DataError(
+        f"{where(row)}, column '{numbers.names[entry]}': {shown} is not a finite {dtype} number; mend or leave out the row"
+    )
 
 
 def label_values(table: pa.Table, column: Column, where: Where, *, gaps: bool = False) -> pa.Array:

@@ -32,7 +32,7 @@ from worker.model import Layout, ModelSpec
 from worker.network import ErrorSums, GradientSum
 
 PATIENCE_SECONDS = 120.0
-SUMS = ErrorSums(7, 2, 0.1, 0.2, 1e300, 3)
+SUMS = ErrorSums(7, 6.5, 2, 0.1, 0.2, 1e300, 3)
 TERMS = Terms.of(
     UpdateSpec(OptimizerSpec(name="momentum"), ModelSpec(task="regression"), Layout((4, 1), bias=True)), 3, ("momentum",)
 )
@@ -94,7 +94,7 @@ def test_a_task_survives_its_message(task: ComputeGradients | Evaluate) -> None:
 
 def test_an_answer_survives_its_message_and_its_sums_stay_where_they_are() -> None:
     arrays = [np.zeros(3, "float32") for _ in range(8)]
-    no_classes = ErrorSums(1, 1, float("inf"), float("-inf"), 0.0, None)
+    no_classes = ErrorSums(1, 1.0, 1, float("inf"), float("-inf"), 0.0, None)
     answer = {(2, 0): GradientSum(arrays[0], SUMS), (0, 4): None, (1, 3): GradientSum(arrays[6], no_classes)}
 
     found, seconds = decode_answer(encode_answer(answer, 0.25), arrays)

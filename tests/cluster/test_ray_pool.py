@@ -73,7 +73,7 @@ def train(job: JobSpec, directory: Path, pool: RayPool) -> Summary:
 def test_both_ways_of_exchange_give_the_bits_of_one_process(
     apart: bool, small_job: Callable[..., JobSpec], tmp_path: Path, shared: Callable[[], set[int]]
 ) -> None:
-    job = small_job({"workers.count": 2, "training.epochs": 30})
+    job = small_job({"workers.count": 2, "training.epochs": 30, "data.class_weights": "balanced"})
     *_, last = launch(Order(job, tmp_path / "calm", time()), IN_PROCESS, lambda: False, debug=False)
     assert isinstance(last, Finished)
     before = shared()

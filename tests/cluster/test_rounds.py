@@ -48,7 +48,9 @@ class ScriptedWorker:
                 leaves = {(0, shard): shard_gradient(weights_P, task.round, shard) for shard in rows}
                 total = tree_sum(node, SHARDS, leaves.get, np.add, lambda found: found[0] == 0)
                 np.copyto(room[first_member(node)], total)
-                answer[node] = GradientSum(room[first_member(node)], ErrorSums(len(rows), 1, loss, 1.0, 2.0, None))
+                answer[node] = GradientSum(
+                    room[first_member(node)], ErrorSums(len(rows), 0.75 * len(rows), 1, loss, 1.0, 2.0, None)
+                )
         return answer
 
     def anticipate(self, task: ComputeGradients) -> None:
@@ -99,7 +101,7 @@ def by_hand(rounds: int, name: str = "adam") -> Parameters:
         ((_, part),) = answer.items()
         assert part is not None
         new = Parameters(np.empty(LAYOUT.size), parameters.optimizer)
-        updated = updater.update(parameters, PartialSums([part.gradient_P]), part.errors.rows, Step(number + 1, 0.01), new)
+        updated = updater.update(parameters, PartialSums([part.gradient_P]), part.errors.weight, Step(number + 1, 0.01), new)
         assert isinstance(updated, Updated)
         parameters = updated.parameters
     return parameters

@@ -51,3 +51,13 @@ def test_what_is_odd_about_the_rows_is_told(features: dict[str, Any], options: d
 
     assert len(sentences) == len(told)
     assert all(sentence.startswith(wanted) for sentence, wanted in zip(sentences, told, strict=True))
+
+
+def test_rows_without_a_label_are_counted() -> None:
+    table = pa.table({"x": [1, 2, 3], "y": pa.array([None, "a", "b"])})
+    model = ModelSpec(task="binary")
+    columns = choose_columns(table.schema, DataSpec(train="rows.csv", label="y", unlabelled="ignore"), model)
+
+    told = findings(columns, model, scan_rows([table], columns, model, lambda row: f"row {row + 1}"))
+
+    assert told == ["1 of 3 training rows have no label; they are read and weigh nothing"]

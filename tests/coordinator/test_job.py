@@ -218,6 +218,11 @@ CONTRADICTIONS = [
         "use stopping.target_loss",
         document(model={"task": "regression"}, stopping={"all_correct": True}),
     ),
+    (
+        "data.class_weights",
+        "a regression has no classes",
+        document(data={"class_weights": "balanced"}, model={"task": "regression"}),
+    ),
     ("data.scale_target", "learns classes", document(data={"scale_target": "standard"})),
     (
         "data.scale_target",

@@ -2,6 +2,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from worker.encoding import Encoding
 from worker.errors import DataError, JobError, UserError
 from worker.inputs import CategoryInputs, NumberInputs
 from worker.model import Layout, ModelSpec
+from worker.targets import Targets
 from worker.values import Label
 
 # No decimal writes a third, so only shortest-round-trip digits bring the same float back.
@@ -48,9 +50,8 @@ def model_spec(dtype: str = "float32", **keys: Any) -> ModelSpec:
 
 
 def encoding_of(classes: tuple[Label, ...] = ("ant", "bee")) -> Encoding:
-    return Encoding(
-        inputs=(AGE, PIXELS, WHEN, *CATEGORIES), labels=(Column("kind", "text"),), task="classification", classes=classes
-    )
+    label = Targets(labels=(Column("kind", "text"),), task="classification", classes=classes, weight=Column("w", "number"))
+    return Encoding(inputs=(AGE, PIXELS, WHEN, *CATEGORIES), label=replace(label, class_weights=(1 / 3, 2.0)))
 
 
 def weights_of(dtype: str = "float32") -> Floats:
@@ -89,7 +90,7 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path: Path, dtype: str, classes:
 
     np.testing.assert_array_equal(model.weights_P, weights_of(dtype), strict=True)
     assert model.encoding == encoding_of(classes)
-    assert [type(label) for label in model.encoding.classes or ()] == [type(label) for label in classes]
+    assert [type(label) for label in model.encoding.label.classes or ()] == [type(label) for label in classes]
     assert model.network.spec == model_spec(dtype)
     assert model.network.layout.sizes == LAYOUT.sizes
 

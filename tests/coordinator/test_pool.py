@@ -100,7 +100,7 @@ class TwoRounds:
         assert self._rounds is not None
         if not self._pool.quiet:
             return None
-        errors = ErrorSums(rows=16, outputs=3, loss=1.0, absolute=1.0, squared=1.0, wrong=0)
+        errors = ErrorSums(rows=16, weight=16.0, outputs=3, loss=1.0, absolute=1.0, squared=1.0, wrong=0)
         seconds = dict.fromkeys(self._rounds.shares, 0.01)
         run = RoundRun({root(5): errors}, 1.0, 0.0, seconds, reduce_seconds=0.001, update_seconds=0.001, duration=0.02)
         return [run, run]

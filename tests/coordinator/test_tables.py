@@ -118,6 +118,52 @@ def test_what_is_odd_about_the_rows_is_told_and_training_goes_on(run_job: Run, r
     assert summary.status == "completed"
 
 
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_weights_go_through_training_validation_and_scores(run_job: Run, rent_job: Document, tmp_path: Path, task: str) -> None:
+    label = {"regression": "rent", "classification": "town"}[task]
+    rent_job["data"] |= {"label": label, "unlabelled": "ignore", "weight": "size", "columns": {}, "missing": "mean"}
+    rent_job["data"] |= {} if task == "regression" else {"class_weights": "balanced", "scale_target": "none"}
+    rent_job["data"]["features"] = ["lift", "floor", "let"]
+    rent_job["model"]["task"] = task
+    table = pq.read_table(tmp_path / "rent.parquet")
+    weighed = table.set_column(1, "size", pa.array(np.arange(ROWS) % 4 / 2))
+    gappy = weighed.set_column(6, "rent", pa.array(weighed["rent"].to_numpy(), mask=np.arange(ROWS) % 7 == 0))
+    pq.write_table(gappy, tmp_path / "rent.parquet")
+
+    runs = [run_job(rent_job, {"data.train": "rent.parquet", "workers.count": workers}) for workers in (1, 2, 3)]
+    _, unweighted = run_job(rent_job, {"data.train": "rent.parquet", "data.weight": None})
+
+    assert len({summary.weights_digest for _, summary in runs}) == 1
+    assert unweighted.weights_digest != runs[0][1].weights_digest
+    told = [event.message for event in runs[0][0] if isinstance(event, Noticed)]
+    assert any("training rows have no label; they are read and weigh nothing" in message for message in told)
+    # The rows of all splits together, weighed by hand.
+    model = load_model(tmp_path / "run-1")
+    errors = evaluate(model, str(tmp_path / "rent.parquet")).errors
+    predict(model, str(tmp_path / "rent.parquet"), tmp_path / "out.parquet")
+    said, truth = pq.read_table(tmp_path / "out.parquet")["prediction"].to_pylist(), gappy[label].to_pylist()
+    weights = np.array([0.0 if true is None else place % 4 / 2 for place, true in enumerate(truth)])
+    if task == "regression":
+        wrong = np.array([0.0 if true is None else abs(one - true) for one, true in zip(said, truth, strict=True)])
+        assert errors.mean_absolute_error == pytest.approx((wrong * weights).sum() / weights.sum(), rel=1e-4)
+        return
+    known = model.encoding.label
+    assert known.class_weights is not None and known.classes is not None
+    weights *= [0.0 if true is None else known.class_weights[known.classes.index(true)] for true in truth]
+    wrong = np.array([one != true for one, true in zip(said, truth, strict=True)])
+    assert errors.error_rate == pytest.approx((wrong * weights).sum() / weights.sum(), rel=1e-6)
+
+
+def test_a_table_in_which_nothing_has_any_weight_has_no_errors(run_job: Run, rent_job: Document, tmp_path: Path) -> None:
+    rent_job["data"] |= {"unlabelled": "ignore"}
+    run_job(rent_job)
+    table = pq.read_table(tmp_path / "rent.parquet")
+    pq.write_table(table.set_column(6, "rent", pa.nulls(ROWS, pa.float64())), tmp_path / "new.parquet")
+
+    with pytest.raises(DataError, match="none of the rows has any weight"):
+        evaluate(load_model(tmp_path / "run-1"), str(tmp_path / "new.parquet"))
+
+
 def test_other_tables_may_have_gaps_and_categories_that_training_did_not_show(
     run_job: Run, rent_job: Document, tmp_path: Path
 ) -> None:

@@ -193,8 +193,8 @@ def test_labels_become_the_numbers_of_their_sorted_classes(
 ) -> None:
     encoding = fit(labelled(labels), CLASSIFICATION)
 
-    assert encoding.classes == classes
-    assert [type(label) for label in encoding.classes] == [type(label) for label in classes]
+    assert encoding.label.classes == classes
+    assert [type(label) for label in encoding.label.classes] == [type(label) for label in classes]
     assert encoding.outputs == len(classes)
     assert encoding.targets(labelled(labels), where, "float32").tolist() == numbers
 
@@ -204,7 +204,7 @@ def test_a_binary_task_has_one_output_for_two_classes(labels: list[Any]) -> None
     encoding = fit(labelled(pa.array(labels)), BINARY)
 
     assert encoding.outputs == 1
-    assert encoding.class_numbers(labelled(pa.array(labels)), where).tolist() == [0, 1, 0]
+    assert encoding.label.of(labelled(pa.array(labels)), where, "float32").tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_label_that_is_no_known_class_is_named_by_file_row_and_column(trained:
     encoding = fit(labelled(trained), CLASSIFICATION)
 
     with pytest.raises(DataError) as caught:
-        encoding.class_numbers(labelled(other), where)
+        encoding.label.of(labelled(other), where, "float32")
 
     assert str(caught.value).startswith("rows.csv: row 3, column 'y'")
     assert problem in str(caught.value)
@@ -274,8 +274,8 @@ def test_a_regression_learns_several_columns_and_lists_in_order() -> None:
     )
     encoding = fit(table, label=("v", "a", "b"), scale="standard")
 
-    assert (encoding.outputs, encoding.classes) == (4, None)
-    assert encoding.label_names == ["v[0]", "v[1]", "a", "b"]
+    assert (encoding.outputs, encoding.label.classes) == (4, None)
+    assert encoding.label.names == ["v[0]", "v[1]", "a", "b"]
     assert encoding.targets(table, where, "float64").tolist() == [[5, 6, 1, 1], [7, 8, 0, 2]]
 
 

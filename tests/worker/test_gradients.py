@@ -30,8 +30,8 @@ def in_tree(slices: int) -> Additions:
 
 def fill(batch: Batch, x_RI: Floats, t_RO: Floats) -> Batch:
     np.copyto(batch.x_RI, x_RI)
-    for target_OB, (first, last) in zip(batch.targets, pairwise(batch.bounds), strict=True):
-        np.copyto(target_OB, t_RO[first:last].T)
+    for target, (first, last) in zip(batch.targets, pairwise(batch.bounds), strict=True):
+        np.copyto(target.t_OB, t_RO[first:last].T)
     return batch
 
 

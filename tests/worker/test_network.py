@@ -1,5 +1,6 @@
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -91,6 +92,56 @@ def test_the_gradient_of_every_pairing_is_that_of_central_differences(
 
         assert relative_error(gradient_P, slopes_of_the_loss(network, weights_P, x_BI, t_BO)) < 1e-6
         assert errors == network.errors(weights_P, x_BI, t_BO)
+
+
+ROW_WEIGHTS = np.array([0.5, 2.0, 0.0, 1.0, 3.25, 1e-3])
+
+
+@pytest.mark.parametrize(("task", "output", "loss"), [pairing for pairing in PAIRINGS if allowed(*pairing)])
+def test_the_gradient_of_weighted_rows_is_that_of_central_differences(
+    task: Task, output: OutputActivation, loss: LossName
+) -> None:
+    spec = ModelSpec(task=task, hidden=(4, 3), activation="tanh", output=output, loss=loss, huber_delta=0.4, dtype="float64")
+    network = Network(spec, 3, 1 if task == "binary" else 3, weighted=True)
+    weights_P, x_BI, t_BO = random_rows(network, 6)
+
+    gradient_P, errors = gradient_of(network, weights_P, x_BI, t_BO, w_B=ROW_WEIGHTS)
+    slopes_P = central_differences(lambda bumped_P: network.errors(bumped_P, x_BI, t_BO, ROW_WEIGHTS).loss, weights_P)
+
+    assert relative_error(gradient_P, slopes_P) < 1e-6
+    assert (errors.rows, errors.weight) == (6, ROW_WEIGHTS.sum())
+
+
+@pytest.mark.parametrize(("task", "output", "loss"), [pairing for pairing in PAIRINGS if allowed(*pairing)])
+def test_a_row_of_weight_2_counts_like_two_rows_and_one_of_weight_0_like_none(
+    task: Task, output: OutputActivation, loss: LossName
+) -> None:
+    spec = ModelSpec(task=task, hidden=(4,), output=output, loss=loss, dtype="float64")
+    outputs = 1 if task == "binary" else 3
+    plain, weighted = Network(spec, 3, outputs), Network(spec, 3, outputs, weighted=True)
+    weights_P, x_BI, t_BO = random_rows(plain, 4)
+    repeated = [0, 1, 1, 3, 3, 3]
+
+    gradient_P, errors = gradient_of(weighted, weights_P, x_BI, t_BO, w_B=np.array([1.0, 2.0, 0.0, 3.0]))
+    expected_P, expected = gradient_of(plain, weights_P, x_BI[repeated], t_BO[repeated])
+
+    np.testing.assert_allclose(gradient_P, expected_P, rtol=1e-12, atol=1e-14)
+    assert (errors.rows, errors.weight) == (4, expected.weight)
+    for found, wanted in zip(asdict(errors).values(), asdict(replace(expected, rows=4)).values(), strict=True):
+        assert found is wanted is None or found == pytest.approx(wanted, rel=1e-12)
+
+
+def test_errors_are_in_the_units_of_the_targets_and_the_loss_is_not() -> None:
+    spec = ModelSpec(task="regression", hidden=(4,), dtype="float64")
+    plain, scaled = Network(spec, 3, 2), Network(spec, 3, 2, [10.0, 0.5])
+    weights_P, x_BI, t_BO = random_rows(plain, 6)
+    error_BO = np.abs(plain.predict(weights_P, x_BI) - t_BO) * [10.0, 0.5]
+
+    errors = scaled.errors(weights_P, x_BI, t_BO)
+
+    assert errors.loss == plain.errors(weights_P, x_BI, t_BO).loss
+    assert (errors.absolute, errors.squared) == pytest.approx((error_BO.sum(), np.square(error_BO).sum()))
+    assert np.array_equal(gradient_of(scaled, weights_P, x_BI, t_BO)[0], gradient_of(plain, weights_P, x_BI, t_BO)[0])
 
 
 @pytest.mark.parametrize(("task", "output", "loss"), [pairing for pairing in PAIRINGS if not allowed(*pairing)])

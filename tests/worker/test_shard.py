@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.batch import Target
 from worker.choice import choose_columns
 from worker.data import DataSpec
 from worker.messages import Setup
@@ -63,7 +64,20 @@ def test_chosen_rows_are_gathered_with_their_targets(targets: np.ndarray, output
     rows = Rows(np.arange(8, dtype=np.float32).reshape(4, 2), targets)
     x_BI, t_OB = np.full((3, 2), np.nan, np.float32), np.full((outputs, 3), np.nan, np.float32)
 
-    gather(rows, np.array([3, 0, 2]), x_BI, t_OB)
+    gather(rows, np.array([3, 0, 2]), x_BI, Target(t_OB, None))
 
     assert x_BI.tolist() == [[6, 7], [0, 1], [4, 5]]
     assert t_OB.T.tolist() == expected
+
+
+@pytest.mark.parametrize("shape", [(), (2,)], ids=["classes", "values"])
+def test_weights_go_with_the_targets(shape: tuple[int, ...]) -> None:
+    targets = np.zeros(4, [("target", np.intp if not shape else np.float32, shape), ("weight", np.float32)])
+    targets["target"] = np.arange(4).reshape(4, *[1] * len(shape))
+    targets["weight"] = [0.5, 1, 1.5, 2]
+    x_BI, t_OB, w_B = np.empty((2, 2), np.float32), np.empty((4 if not shape else 2, 2), np.float32), np.empty(2, np.float32)
+
+    gather(Rows(np.zeros((4, 2), np.float32), targets), np.array([3, 1]), x_BI, Target(t_OB, w_B))
+
+    assert w_B.tolist() == [2, 1]
+    assert (t_OB.argmax(axis=0) if not shape else t_OB[0]).tolist() == [3, 1]
