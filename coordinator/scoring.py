@@ -35,7 +35,7 @@ class ScoredRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Errors over a dataset, with its first rows if any were asked for; errors of a row are means over outputs."""
+    """Errors over a dataset, with its first rows of any weight if asked for; errors of a row are means over outputs."""
 
     rows: int
     errors: Errors
@@ -165,7 +165,8 @@ def _scored_rows(model: TrainedModel, chunk: _Chunk) -> list[ScoredRow]:
     names = [column.name for column in model.encoding.feature_columns]
     raw = [_flattened(row.values()) for row in chunk.table.select(names).to_pylist()]
     columns = zip(raw, desired, output, absolute.tolist(), squared.tolist(), strict=True)
-    return [ScoredRow(*row) for row in columns]
+    counts = [True] * len(raw) if chunk.w_B is None else (chunk.w_B > 0).tolist()
+    return [ScoredRow(*row) for row, counted in zip(columns, counts, strict=True) if counted]
 
 
 def _flattened(values: Iterable[object]) -> list[object]:

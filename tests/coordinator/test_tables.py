@@ -139,10 +139,14 @@ def test_weights_go_through_training_validation_and_scores(run_job: Run, rent_jo
     assert any("training rows have no label; they are read and weigh nothing" in message for message in told)
     # The rows of all splits together, weighed by hand.
     model = load_model(tmp_path / "run-1")
-    errors = evaluate(model, str(tmp_path / "rent.parquet")).errors
+    evaluation = evaluate(model, str(tmp_path / "rent.parquet"), table=3)
+    errors = evaluation.errors
     predict(model, str(tmp_path / "rent.parquet"), tmp_path / "out.parquet")
     said, truth = pq.read_table(tmp_path / "out.parquet")["prediction"].to_pylist(), gappy[label].to_pylist()
     weights = np.array([0.0 if true is None else place % 4 / 2 for place, true in enumerate(truth)])
+    shown = [place for place in range(ROWS) if weights[place] > 0][:3]
+    for row, place in zip(evaluation.table, shown, strict=True):
+        assert row.desired == (pytest.approx(truth[place], rel=1e-5) if task == "regression" else truth[place])
     if task == "regression":
         wrong = np.array([0.0 if true is None else abs(one - true) for one, true in zip(said, truth, strict=True)])
         assert errors.mean_absolute_error == pytest.approx((wrong * weights).sum() / weights.sum(), rel=1e-4)
