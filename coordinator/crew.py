@@ -6,13 +6,14 @@ a newcomer loads its share in the background and takes it over when the next job
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from itertools import islice, pairwise
 from typing import Final
 
 from worker.messages import Answer, PrepareShards, Task
-from worker.tree import cover
+from worker.tree import Node, cover, members, without_last
 
 SUSPICIOUS: Final = 2
 """Losses in a job after which a slice is computed by itself."""
@@ -343,14 +344,29 @@ def relieve(shares: Mapping[int, set[int]], newcomer: int, shards: int) -> set[i
 
     Of a share it takes what leaves the fewest partial sums: what came from a lost worker, and lies apart, before the rest.
     """
-    left = {worker: set(share) for worker, share in shares.items() if worker != newcomer}
+    sizes = {worker: len(share) for worker, share in shares.items() if worker != newcomer}
+    giving = {worker: _giving(shares[worker], shards) for worker in sizes}
     taken: set[int] = set()
-    while left:
-        worker = max(left, key=lambda number: (len(left[number]), number))
-        share = left[worker]
-        if len(share) - 1 <= len(taken):
+    while sizes:
+        worker = max(sizes, key=lambda number: (sizes[number], number))
+        if sizes[worker] - 1 <= len(taken):
             break
-        given = min(share, key=lambda shard: (len(cover(share - {shard}, shards)), -shard))
-        share.remove(given)
-        taken.add(given)
+        taken.add(next(giving[worker]))
+        sizes[worker] -= 1
     return taken
+
+
+def _giving(share: Collection[int], shards: int) -> Iterator[int]:
+    """Yield the shards of a share, each the one whose loss leaves the fewest partial sums then; of several, the last."""
+
+    def entry(node: Node) -> tuple[int, int, list[Node]]:
+        left = without_last(node, shards)
+        return len(left), -members(node, shards)[-1], left
+
+    nodes = [entry(node) for node in cover(share, shards)]
+    heapify(nodes)
+    while nodes:
+        _, shard, left = heappop(nodes)
+        yield -shard
+        for node in left:
+            heappush(nodes, entry(node))

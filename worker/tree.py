@@ -53,6 +53,15 @@ def cover(held: Iterable[int], shards: int) -> list[Node]:
     return visit(root(shards))
 
 
+def without_last(node: Node, shards: int) -> list[Node]:
+    """Return the maximal nodes that are left of a node without its last shard. Without any other, no fewer would be left."""
+    left: list[Node] = []
+    while below := children(node, shards):
+        *others, node = below
+        left += others
+    return left
+
+
 def tree_sum(
     node: Node,
     shards: int,

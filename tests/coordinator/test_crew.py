@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.crew import Answered, Crew, Event, Give, GiveUp, Instruction, Job, Joined, Lost, Shards, fill, parts, relieve
+from worker.data import MOST_SHARDS
 from worker.messages import ComputeGradients, CountRows, PrepareShards, Task
+from worker.tree import cover
 
 ROUND = Job(lambda shards: ComputeGradients(0, shards))
 
@@ -254,6 +256,22 @@ def test_a_newcomer_makes_the_shares_even_with_as_few_moves_as_possible(sizes: l
     after = [len(share - taken) for share in shares.values()]
     assert max(after) - len(taken) <= 1
     assert all(left >= len(taken) or left == len(share) for left, share in zip(after, shares.values(), strict=True))
+
+
+@given(st.integers(1, 40).flatmap(lambda shards: st.tuples(st.just(shards), st.sets(st.integers(0, shards - 1), min_size=1))))
+def test_a_share_gives_first_what_leaves_the_fewest_partial_sums(drawn: tuple[int, set[int]]) -> None:
+    shards, share = drawn
+    left, expected = set(share), set()
+    while len(left) - 1 > len(expected):
+        given_away = min(left, key=lambda shard: (len(cover(left - {shard}, shards)), -shard))
+        left.remove(given_away)
+        expected.add(given_away)
+    assert relieve({0: share, 1: set()}, 1, shards) == expected
+
+
+def test_as_many_shards_as_there_can_be_are_shared_with_a_newcomer() -> None:
+    taken = relieve({worker: set(range(worker, MOST_SHARDS, 3)) for worker in range(3)} | {3: set()}, 3, MOST_SHARDS)
+    assert len(taken) == MOST_SHARDS // 4
 
 
 def test_workers_of_a_node_hold_neighbouring_shards() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.arrays import Floats
-from worker.tree import Node, add_up, additions, children, cover, finish, first_member, members, root, tree_sum
+from worker.tree import Node, add_up, additions, children, cover, finish, first_member, members, root, tree_sum, without_last
 
 Leaves = dict[int, Floats | None]
 
@@ -101,6 +101,16 @@ def test_the_root_covers_all_shards_and_children_divide_their_parents(shards: in
         return [node[1]] if not found else [leaf for child in found for leaf in below(child)]
 
     assert below(root(shards)) == list(range(shards))
+
+
+@given(st.integers(1, 70).flatmap(lambda shards: st.tuples(st.just(shards), st.integers(0, shards - 1))))
+def test_what_is_left_of_a_node_without_its_last_shard_is_a_cover(drawn: tuple[int, int]) -> None:
+    shards, shard = drawn
+    for node in cover(range(shard + 1), shards):
+        below = members(node, shards)
+        left = {last: cover(set(below) - {last}, shards) for last in below}
+        assert without_last(node, shards) == left[below[-1]]
+        assert len(left[below[-1]]) == min(map(len, left.values()))
 
 
 def test_one_shard_is_its_own_tree() -> None:
