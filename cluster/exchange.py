@@ -35,9 +35,8 @@ SPIN_SECONDS: Final = 200e-6
 """How long a worker looks for the next task before it sleeps: about what the coordinator needs for a small update."""
 
 _HEADER: Final = struct.Struct("<cBxxxxxxq")  # kind, which weights, round
-_PART: Final = struct.Struct(
-    "<iiiiqddddd"
-)  # level, index, 1 (-1: nothing), outputs, rows, weight, loss, absolute, squared, wrong
+# Level, index, 1 (-1: nothing), outputs; rows, weight, loss, absolute, squared, wrong.
+_PART: Final = struct.Struct("<iiiiqddddd")
 _ANSWER: Final = struct.Struct("<cxxxxxxxd")  # kind, seconds
 _NOTHING: Final = -1
 

@@ -14,7 +14,6 @@ from worker.engine import Worker
 from worker.gradients import chunk_entries
 from worker.messages import CountRows, ScanShards
 from worker.model import Layout
-from worker.network import Network
 from worker.scan import Scan
 from worker.values import Label
 
@@ -72,7 +71,7 @@ def check_job(job: JobSpec, progress: Callable[[int], None] = lambda _: None) ->
     plan = make_plan(job, inspection)
     setup = make_setup(job, inspection, plan)
     encoding, known = fit_encoding(setup, lambda task: _scan_in_turn(task, plan.shards, progress))
-    layout = Network(job.model, len(encoding.input_names), encoding.outputs).layout
+    layout = encoding.network(job.model).layout
     weights = starting_weights(job.model, layout, job.job.seed)
     state = make_optimizer(job.optimizer).init(weights)
     validation_rows = plan.validation_rows if inspection.validation is None else inspection.validation.rows

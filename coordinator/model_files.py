@@ -129,8 +129,7 @@ def load_model(run_directory: Path) -> TrainedModel:
         where = ".".join(str(part) for part in fault["loc"])
         raise DataError(f"{path}: is damaged or from another version: {where or 'file'}: {fault['msg']}") from error
     encoding = description.encoding
-    label = encoding.label
-    network = Network(description.model, len(encoding.input_names), label.outputs, label.units, weighted=label.weighted)
+    network = encoding.network(description.model)
     weights_P = read_weights(
         path.with_name("model.safetensors"), network.layout, description.model.dtype, lambda problem: DataError(problem)
     )

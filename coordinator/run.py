@@ -44,7 +44,6 @@ from worker.encoding import Encoding
 from worker.errors import UserError
 from worker.messages import CountRows, PrepareShards, RowCounts, Setup
 from worker.model import Layout
-from worker.network import Network
 from worker.scan import Scan
 from worker.sharding import ShardPlan
 
@@ -146,7 +145,7 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
         return {shard: scan for answer in answers for shard, scan in cast(dict[int, Scan], answer).items()}
 
     encoding, known = fit_encoding(setup, scan)
-    layout = Network(job.model, len(encoding.input_names), encoding.outputs).layout
+    layout = encoding.network(job.model).layout
     updater = Updater(job.optimizer, job.model, layout, threads=len(os.sched_getaffinity(0)))
     origin = Origin(job=decisive(job), rows=setup.plan.rows, parameters=layout.size, fingerprint=ours)
     weights_P = starting_weights(job.model, layout, job.job.seed)

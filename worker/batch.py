@@ -172,8 +172,7 @@ class Buffers:
     def _cut(self, name: str, number: int, start: int, shape: tuple[int, ...]) -> Floats:
         flat = self._flat.get((name, number))
         if flat is None:
-            width = {"x": self._inputs, "t": self._units[-1], "w": 1, "scratch": max(self._units)}.get(name) or self._units[
-                number
-            ]
+            widths = {"x": self._inputs, "t": self._units[-1], "w": 1, "scratch": max(self._units)}
+            width = widths.get(name, self._units[number])
             flat = self._flat[name, number] = np.empty(self._capacity * width, self._dtype)
         return flat[start : start + prod(shape)].reshape(shape)

@@ -14,6 +14,7 @@ from worker.columns import Column, Columns
 from worker.errors import DataError
 from worker.inputs import CategoryInputs, Inputs, NumberInputs, Sliceable
 from worker.model import ModelSpec
+from worker.network import Network
 from worker.scan import Scan
 from worker.statistics import Counts
 from worker.targets import Targets
@@ -63,6 +64,11 @@ class Encoding:
     def outputs(self) -> int:
         """Outputs of a network for this encoding, O."""
         return self.label.outputs
+
+    def network(self, spec: ModelSpec) -> Network:
+        """Return the network for rows encoded like this. Raises JobError as `Network` does."""
+        label = self.label
+        return Network(spec, len(self.input_names), label.outputs, label.units, weighted=label.weighted)
 
     def features(self, table: pa.Table, where: Where, dtype: str) -> Floats:
         """Return the inputs (N, F).

@@ -28,7 +28,7 @@ from worker.messages import (
     Split,
     Task,
 )
-from worker.network import ErrorSums, GradientSum, Network
+from worker.network import ErrorSums, GradientSum
 from worker.scan import scan_rows
 from worker.shard import EVALUATION_ROWS, Shard, gather, make_shard, read_shards, split_of
 from worker.sources import count_rows
@@ -150,9 +150,7 @@ class _Held:
     def __init__(self, setup: Setup, encoding: Encoding) -> None:
         self.shards: dict[int, Shard] = {}
         self._plan = setup.plan
-        self._network = Network(
-            setup.model, len(encoding.input_names), encoding.outputs, encoding.label.units, weighted=encoding.label.weighted
-        )
+        self._network = encoding.network(setup.model)
         self._dropout = setup.model.dropout > 0
         parameters = self._network.layout.size * np.dtype(setup.model.dtype).itemsize
         self._most_rows = self._network.rows_within(max(BATCH_BYTES, parameters))
