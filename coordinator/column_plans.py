@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Final
 
 from worker.columns import Column, Columns, Feature, Kind
+from worker.dates import written_moment, written_span
 from worker.encoding import Encoding
 from worker.inputs import CategoryInputs, Inputs
 from worker.scan import Scan
@@ -13,9 +13,6 @@ from worker.statistics import Counts, Statistics
 
 SHOWN: Final = 4
 """Categories that are named."""
-
-EPOCH: Final = datetime(1970, 1, 1)
-"""Without a zone, since times are shown as the data has them."""
 
 SCALED: Final = {"none": "as it is", "standard": "standardised", "minmax": "scaled to 0…1"}
 
@@ -102,17 +99,16 @@ def _values(feature: Feature, known: Statistics | Counts) -> str:
 def _range(kind: Kind, low: float, high: float) -> str:
     if kind == "boolean":
         return "false, true" if low < high else "true" if low else "false"
-    return _end(kind, low) if low == high else f"{_end(kind, low)} to {_end(kind, high)}"
+    return written(kind, low) if low == high else f"{written(kind, low)} to {written(kind, high)}"
 
 
-def _end(kind: Kind, value: float) -> str:
+def written(kind: Kind, value: float) -> str:
+    """Return a number that was read of a column of this kind as a person writes it."""
     match kind:
-        case "date":
-            return f"{EPOCH + timedelta(days=value):%Y-%m-%d}"
-        case "timestamp":
-            return f"{EPOCH + timedelta(days=value):%Y-%m-%d %H:%M}"
+        case "date" | "timestamp":
+            return written_moment(value, clock=kind == "timestamp")
         case "time" | "duration":
-            return str(timedelta(seconds=round(value)))
+            return written_span(value)
         case "integer":
             return f"{value:.0f}"
     return f"{value:.5g}"

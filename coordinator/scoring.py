@@ -4,27 +4,30 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import isnan
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from coordinator.column_plans import written
 from coordinator.model_files import TrainedModel
 from coordinator.records import Errors
 from worker.arrays import Floats
 from worker.batch import Target
-from worker.columns import NUMBERS, Column, require_columns
+from worker.columns import NUMBERS, Column, Numbers, require_columns
+from worker.encoding import Encoding
 from worker.errors import DataError, UserError
 from worker.network import ErrorSums, decide
 from worker.shard import EVALUATION_ROWS, fill_targets
 from worker.sources import Source, count_rows, iterate, open_source
-from worker.values import Label
+from worker.values import CALENDAR, Label, Where, read_numbers
 
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """One row for a person to look at, its inputs as in the data; numbers as Python values, several of a kind as lists."""
+    """One row for a person to look at, its inputs as in the data; several values of a kind as lists, dates and times as text."""
 
     inputs: list[object]
     desired: Label | float | list[float]
@@ -99,6 +102,7 @@ def predict(model: TrainedModel, data: str, output: Path) -> int:
 @dataclass(frozen=True)
 class _Chunk:
     table: pa.Table
+    where: Where
     x_BI: Floats
     t_BO: Floats
     w_B: Floats | None
@@ -144,12 +148,17 @@ def _chunks(model: TrainedModel, source: Source, columns: list[str], *, labelled
         for first in range(0, batch.num_rows, EVALUATION_ROWS):
             table = batch.slice(first, EVALUATION_ROWS)
             where = partial(_where, source, place)
-            t_BO = np.empty((table.num_rows, encoding.outputs if labelled else 0), dtype)
-            w_B = np.empty(table.num_rows, dtype) if labelled and encoding.label.weighted else None
-            if labelled:
-                fill_targets(encoding.targets(table, where, dtype), Target(t_BO.T, w_B))
-            yield _Chunk(table, encoding.features(table, where, dtype), t_BO, w_B)
+            t_BO, w_B = _targets(encoding, table, where, dtype) if labelled else (np.empty((table.num_rows, 0), dtype), None)
+            yield _Chunk(table, where, encoding.features(table, where, dtype), t_BO, w_B)
             place += table.num_rows
+
+
+def _targets(encoding: Encoding, table: pa.Table, where: Where, dtype: str) -> tuple[Floats, Floats | None]:
+    """Return the targets of rows (B, O) as outputs, and their weights (B,) if they have any."""
+    t_BO = np.empty((table.num_rows, encoding.outputs), dtype)
+    w_B = np.empty(table.num_rows, dtype) if encoding.label.weighted else None
+    fill_targets(encoding.targets(table, where, dtype), Target(t_BO.T, w_B))
+    return t_BO, w_B
 
 
 def _where(source: Source, place: int, row: int) -> str:
@@ -157,16 +166,27 @@ def _where(source: Source, place: int, row: int) -> str:
 
 
 def _scored_rows(model: TrainedModel, chunk: _Chunk) -> list[ScoredRow]:
-    a_BO, t_BO = _outputs(model, chunk.x_BI), model.encoding.label.own_units(chunk.t_BO)
+    # The targets once more in full: in the model's precision, a large number's last digits are gone.
+    t_BO, _ = _targets(model.encoding, chunk.table, chunk.where, "float64")
+    a_BO, t_BO = _outputs(model, chunk.x_BI), model.encoding.label.own_units(t_BO)
     error_BO = np.abs(a_BO - t_BO)
     desired, output = _readable(model, t_BO), _readable(model, a_BO)
     absolute, squared = error_BO.mean(axis=1), np.square(error_BO).mean(axis=1)
     # As they stand in the data, not as the network sees them.
-    names = [column.name for column in model.encoding.feature_columns]
-    raw = [_flattened(row.values()) for row in chunk.table.select(names).to_pylist()]
+    values = [_plain(chunk, column) for column in model.encoding.feature_columns]
+    raw = [_flattened(row) for row in zip(*values, strict=True)]
     columns = zip(raw, desired, output, absolute.tolist(), squared.tolist(), strict=True)
     counts = [True] * len(raw) if chunk.w_B is None else (chunk.w_B > 0).tolist()
     return [ScoredRow(*row) for row, counted in zip(columns, counts, strict=True) if counted]
+
+
+def _plain(chunk: _Chunk, column: Column) -> list[object]:
+    """Return a column's values as Python has them, dates and times as text: Python has none beyond the year 9999."""
+    if column.kind not in CALENDAR:
+        values: list[object] = chunk.table.column(column.name).to_pylist()
+        return values
+    numbers_N = read_numbers(chunk.table, Numbers(column), chunk.where, gaps=True)[:, 0]
+    return [None if isnan(number) else written(column.kind, number) for number in numbers_N.tolist()]
 
 
 def _flattened(values: Iterable[object]) -> list[object]:

@@ -5,6 +5,7 @@ zone are taken as the clocks there show them.
 """
 
 from collections.abc import Mapping
+from datetime import timedelta
 from math import tau
 from typing import Final
 
@@ -16,6 +17,9 @@ from worker.arrays import Floats
 from worker.data import Part
 
 SECONDS_A_DAY: Final = 86_400
+DAYS_WITH_PARTS: Final = 10_960_000
+"""Days before or after 1970-01-01, some 30,000 years, within which dates have parts."""
+
 UNITS: Final[Mapping[str, int]] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Of a type's values, in a second."""
 
@@ -68,6 +72,21 @@ def in_parts(values: pa.Array, parts: tuple[Part, ...], *, cyclical: bool) -> Fl
         else:
             columns.append(numbers_N)
     return np.stack(columns, axis=1)
+
+
+def written_moment(days: float, *, clock: bool) -> str:
+    """Return days since 1970-01-01 as a person writes them, with the time of day if `clock`; in whatever year."""
+    day, seconds = divmod(round(days * SECONDS_A_DAY), SECONDS_A_DAY)
+    date = str(np.datetime64(day, "D"))  # Python's own dates end with the year 9999
+    minute, second = divmod(seconds, 60)
+    return f"{date} {minute // 60:02}:{minute % 60:02}" + f":{second:02}" * (second > 0) if clock else date
+
+
+def written_span(seconds: float) -> str:
+    """Return a time of day or a duration as a person writes it, to the second."""
+    days, rest = divmod(round(abs(seconds)), SECONDS_A_DAY)
+    whole_days = f"{days:,} day{'s' * (days > 1)}, " if days else ""
+    return "-" * (seconds < 0) + whole_days + str(timedelta(seconds=rest))
 
 
 def _local(values: pa.Array) -> pa.Array:

@@ -99,7 +99,7 @@ class Network:
             weighted: whether rows have weights.
         """
         spec.check_outputs(outputs)
-        self._units_O1 = None if units is None else np.array(units, spec.dtype)[:, np.newaxis]
+        self._units_O1 = None if units is None else np.array(units)[:, np.newaxis]
         self.spec = spec
         self.layout = Layout((inputs, *spec.hidden, outputs), bias=spec.bias)
         self._hidden = ACTIVATIONS[spec.activation]
@@ -233,7 +233,8 @@ class Network:
         np.subtract(top.a_KOB, run.t_KOB, out=difference_KOB)
         np.abs(difference_KOB, out=difference_KOB)
         if self._units_O1 is not None:
-            np.multiply(difference_KOB, self._units_O1, out=difference_KOB)
+            # In float64, whatever the model's precision: in their own units, errors may be as small or large as they like.
+            difference_KOB = difference_KOB * self._units_O1
         sums[:, 1:3] = totals_and_squares(difference_KOB, w_K1B)
         if self.spec.task != "regression":
             wrong_KB = _decide(top.a_KOB) != _decide(run.t_KOB)

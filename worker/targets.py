@@ -168,10 +168,13 @@ class Targets:
         return values_NO, missing_N
 
     def own_units(self, a_BO: Floats) -> Floats:
-        """Return a regression's outputs in the units of its targets."""
+        """Return a regression's outputs in the units of its targets.
+
+        In float64 where they were scaled: next to what was subtracted, the outputs may be far below a float32's last digit.
+        """
         if self.scaling is None:
             return a_BO
-        own_BO: Floats = (a_BO * np.array(self.scaling[1]) + np.array(self.scaling[0])).astype(a_BO.dtype)
+        own_BO: Floats = a_BO * np.array(self.scaling[1]) + np.array(self.scaling[0])
         return own_BO
 
 

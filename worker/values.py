@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from worker.arrays import AnyArray, Floats
 from worker.columns import Column, Numbers
-from worker.dates import in_parts, whole
+from worker.dates import DAYS_WITH_PARTS, in_parts, whole, written_moment
 from worker.errors import DataError
 
 Label = int | str | bool
@@ -48,9 +48,25 @@ def read_numbers(table: pa.Table, numbers: Numbers, where: Where, *, gaps: bool)
     if column.kind not in CALENDAR:
         return _as_array(values).reshape(-1, 1)
     try:
-        return in_parts(values, numbers.parts, cyclical=numbers.cyclical) if numbers.parts else whole(values).reshape(-1, 1)
+        if not numbers.parts:
+            return whole(values).reshape(-1, 1)
+        if column.kind in ("date", "timestamp"):
+            _refuse_far(values, column, where)
+        return in_parts(values, numbers.parts, cyclical=numbers.cyclical)
     except pa.ArrowInvalid as error:
         raise DataError(f"{where(0)}, column '{column.name}': {error}") from error
+
+
+def _refuse_far(values: pa.Array, column: Column, where: Where) -> None:
+    """Raise DataError for the first date that is too far away to have parts: Arrow counts years in 16 bits."""
+    days_N = whole(values)
+    far_N = np.abs(days_N) > DAYS_WITH_PARTS
+    if far_N.any():
+        row = int(np.argmax(far_N))
+        raise DataError(
+            f"{where(row)}, column '{column.name}': the year of {written_moment(days_N[row], clock=False)} is out of reach of "
+            "parts; accepted are years from -28000 to 31900, or the column without parts"
+        )
 
 
 def _entries(values: pa.Array, column: Column, width: int, where: Where, *, gaps: bool) -> AnyArray:

@@ -103,10 +103,85 @@ def test_errors_and_predictions_are_in_the_units_of_the_targets(run_job: Run, re
     # The loss is of the standardised targets, which training goes by.
     assert evaluation.errors.loss == pytest.approx(0.5 * evaluation.errors.mean_squared_error / rents.var(), rel=0.2)
     for place, row in enumerate(evaluation.table):
-        assert row.inputs == [raw[name][place].as_py() for name in raw.column_names[:-1]]
+        plain = [raw[name][place].as_py() for name in raw.column_names[:-1]]
+        assert row.inputs == [f"{value:%Y-%m-%d %H:%M}" if isinstance(value, datetime) else value for value in plain]
         assert row.desired == pytest.approx(rents[place], rel=1e-5)
         assert row.output == pytest.approx(predicted[place], rel=1e-5)
         assert row.absolute_error == pytest.approx(abs(predicted[place] - rents[place]), rel=1e-3, abs=1e-3)
+
+
+def test_targets_that_differ_by_little_next_to_their_size_keep_their_digits(run_job: Run, tmp_path: Path) -> None:
+    targets = 1e9 + 10.0 * np.arange(32)
+    pq.write_table(pa.table({"x": np.arange(32.0), "y": targets}), tmp_path / "far.parquet")
+    document = {
+        "job": {"name": "far"},
+        "data": {"train": "far.parquet", "label": "y", "shards": 2, "scale": "standard", "scale_target": "standard"},
+        "model": {"task": "regression"},
+        "optimizer": {"learning_rate": 0.1},
+        "training": {"epochs": 5},
+    }
+    run_job(document)
+    model, data = load_model(tmp_path / "run-1"), str(tmp_path / "far.parquet")
+
+    evaluation = evaluate(model, data, table=32)
+    predict(model, data, tmp_path / "out.parquet")
+
+    predicted = pq.read_table(tmp_path / "out.parquet")["prediction"].to_numpy()
+    errors = np.abs(predicted - targets)
+    assert predicted.dtype == np.float64
+    assert len(np.unique(predicted)) == 32
+    assert errors.min() > 0
+    assert [row.desired for row in evaluation.table] == pytest.approx(targets, abs=1e-6)
+    assert [row.absolute_error for row in evaluation.table] == pytest.approx(errors, rel=1e-6)
+    assert evaluation.errors.mean_absolute_error == pytest.approx(errors.mean(), rel=1e-5)
+    assert evaluation.errors.mean_squared_error == pytest.approx(np.square(errors).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-60, 1e60])
+def test_errors_of_scaled_targets_may_be_smaller_or_larger_than_the_models_precision_has_numbers(
+    run_job: Run, tmp_path: Path, size: float
+) -> None:
+    targets = size * np.arange(32.0)
+    pq.write_table(pa.table({"x": np.arange(32.0), "y": targets}), tmp_path / "rows.parquet")
+    document = {
+        "job": {"name": "size"},
+        "data": {"train": "rows.parquet", "label": "y", "shards": 2, "scale": "standard", "scale_target": "standard"},
+        "model": {"task": "regression", "initial_weights": "zeros"},
+        "optimizer": {"learning_rate": 0.0001},
+        "training": {"epochs": 1},
+    }
+
+    _, summary = run_job(document)
+
+    assert summary.train is not None
+    assert summary.train.mean_absolute_error == pytest.approx(np.abs(targets - targets.mean()).mean(), rel=1e-3, abs=0)
+    assert summary.train.mean_squared_error == pytest.approx(targets.var(), rel=1e-3, abs=0)
+
+
+def test_dates_in_a_table_of_scored_rows_are_written_out_whatever_their_unit_and_year(run_job: Run, tmp_path: Path) -> None:
+    columns = {
+        "ns": pa.array([1, 10**18]).cast(pa.timestamp("ns")),
+        "far": pa.array([2932897, None], pa.int32()).cast(pa.date32()),
+        "zoned": pa.array([0, 60]).cast(pa.timestamp("s", "Asia/Tokyo")),
+        "span": pa.array([-60, 10**15]).cast(pa.duration("s")),
+        "y": [0.0, 1.0],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "dates.parquet")
+    document = {
+        "job": {"name": "dates"},
+        "data": {"train": "dates.parquet", "label": "y", "shards": 1, "scale": "minmax", "missing": "mean"},
+        "model": {"task": "regression"},
+        "training": {"epochs": 1},
+        "workers": {"count": 1},
+    }
+    run_job(document)
+
+    evaluation = evaluate(load_model(tmp_path / "run-1"), str(tmp_path / "dates.parquet"), table=2)
+
+    assert [row.inputs for row in evaluation.table] == [
+        ["1970-01-01 00:00", "10000-01-01", "1970-01-01 09:00", "-0:01:00"],
+        ["2001-09-09 01:46:40", None, "1970-01-01 09:01", "11,574,074,074 days, 1:46:40"],
+    ]
 
 
 def test_what_is_odd_about_the_rows_is_told_and_training_goes_on(run_job: Run, rent_job: Document) -> None:
@@ -219,7 +294,10 @@ def test_check_tells_what_becomes_of_each_column(rent_job: Document, tmp_path: P
         (pa.array([date(2024, 2, 29), date(2023, 1, 1)]), "date", "2023-01-01 to 2024-02-29"),
         (pa.array([datetime(2024, 2, 29, 7, 30)] * 2, pa.timestamp("s")), "timestamp", "2024-02-29 07:30"),
         (pa.array([60, 3600], pa.int32()).cast(pa.time32("s")), "time", "0:01:00 to 1:00:00"),
-        (pa.array([60, -60], pa.duration("s")), "duration", "-1 day, 23:59:00 to 0:01:00"),
+        (pa.array([60, -60], pa.duration("s")), "duration", "-0:01:00 to 0:01:00"),
+        (pa.array([2932896, 2932897], pa.int32()).cast(pa.date32()), "date", "9999-12-31 to 10000-01-01"),
+        (pa.array([0, 4 * 10**11]).cast(pa.timestamp("s")), "timestamp", "1970-01-01 00:00 to 14645-06-30 15:06:40"),
+        (pa.array([0, 10**15]).cast(pa.duration("s")), "duration", "0:00:00 to 11,574,074,074 days, 1:46:40"),
         (pa.array([[1.5, 2.0], [0.0, 3.0]], pa.list_(pa.float32(), 2)), "2 × number", "0 to 3"),
         (pa.array(["b", "a"]).dictionary_encode(), "text, dictionary", "2: a, b"),
         (pa.array([True, True]), "boolean", "true"),

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from worker.data import Part
-from worker.dates import in_parts, part_names, whole
+from worker.dates import in_parts, part_names, whole, written_moment, written_span
 
 LEAP_DAY = datetime(2024, 2, 29, 18, 45, 30, tzinfo=UTC)
 
@@ -78,3 +78,36 @@ def test_the_last_of_a_cycle_is_a_neighbour_of_the_first(part: Part, first: date
 
     assert found[0] == pytest.approx([0, 1])
     assert found[1, 1] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("days", "clock", "shown"),
+    [
+        (0.0, False, "1970-01-01"),
+        (19782.99, False, "2024-02-29"),
+        (19782.3125, True, "2024-02-29 07:30"),
+        (19782 + 27011 / 86400, True, "2024-02-29 07:30:11"),
+        (-0.25, True, "1969-12-31 18:00"),
+        (2932896.5, True, "9999-12-31 12:00"),
+        (2932897.0, True, "10000-01-01 00:00"),
+        (2.0**31 - 1, False, "5881580-07-11"),
+        (2.0**63 / 86400, True, "292277026596-12-04 15:30:08"),
+    ],
+)
+def test_a_moment_is_written_as_a_person_does_in_whatever_year(days: float, clock: bool, shown: str) -> None:
+    assert written_moment(days, clock=clock) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0, "0:00:00"),
+        (3601.4, "1:00:01"),
+        (-60.0, "-0:01:00"),
+        (86399.0, "23:59:59"),
+        (90000.0, "1 day, 1:00:00"),
+        (-1e15, "-11,574,074,074 days, 1:46:40"),
+    ],
+)
+def test_a_span_of_time_is_written_as_a_person_does(seconds: float, shown: str) -> None:
+    assert written_span(seconds) == shown

@@ -114,6 +114,17 @@ def test_an_unknown_time_zone_is_told_of_by_file_and_column() -> None:
         scan_rows([table], columns_of(table, REGRESSION), REGRESSION, where)
 
 
+@pytest.mark.parametrize("days", [2**31 - 1, -(2**31)])
+def test_a_date_whose_year_arrow_would_get_wrong_has_no_parts(days: int) -> None:
+    table = pa.table({"x": pa.array([0, days], pa.int32()).cast(pa.date32()), "y": [1, 2]})
+    parts = {"x": ColumnSpec(parts=("month",))}
+
+    with pytest.raises(DataError, match=r"^rows\.csv: row 2, column 'x': the year of -?58\d+-\d\d-\d\d is out of reach of parts"):
+        scan_rows([table], columns_of(table, REGRESSION, columns=parts), REGRESSION, where)
+
+    assert scan_rows([table], columns_of(table, REGRESSION), REGRESSION, where).features[0].rows == 2
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_too_many_categories_are_refused_alike_in_one_shard_and_in_several(together: bool) -> None:
     table = pa.table({"x": np.arange(MOST_CATEGORIES + 1), "y": np.zeros(MOST_CATEGORIES + 1)})
