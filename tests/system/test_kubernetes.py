@@ -86,6 +86,8 @@ def test_every_manifest_keeps_to_its_schema(overlay: str, faults: Callable[[Mani
 WRONG: list[tuple[str, str, tuple[str | int, ...], object]] = [
     ("small/job", "RayJob", ("spec", "entryPoint"), "isograd"),
     ("small/job", "RayJob", ("spec", "submissionMode"), "Http"),
+    ("small/job", "RayJob", ("spec", "managedBy"), "me"),
+    ("small/job", "RayJob", ("spec", "submitterPodTemplate", "metadata", "generateName"), "submitter-"),
     ("small/job", "RayJob", ("spec", "rayClusterSpec", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
     ("small/cluster", "RayCluster", ("spec", "authOptions", "mode"), "on"),
     ("small/cluster", "RayCluster", ("spec", "autoscalerOptions", "idleTimeout"), 300),
