@@ -181,6 +181,12 @@ def test_ray_is_reached_by_its_own_pods_and_the_operator_alone(overlay: str) -> 
         assert pod["metadata"]["labels"] == PART_OF, name
 
 
+def test_a_job_and_a_standing_cluster_may_be_there_at_once() -> None:
+    # The operator names the service of a head after either, and a job takes over one of that name.
+    (job,), (cluster,) = of_kind(render("small/job"), "RayJob"), of_kind(render("small/cluster"), "RayCluster")
+    assert job != cluster
+
+
 def test_prometheus_finds_the_port_on_which_a_run_serves() -> None:
     manifests = render("large/job")
     (monitor,) = of_kind(manifests, "PodMonitor").values()
