@@ -47,6 +47,8 @@ def test_isograd_has_one_version() -> None:
 def test_the_image_is_nobodys_root_and_has_no_tools_to_build_with() -> None:
     *_, user = re.findall(r"^USER (\d+):\d+$", DOCKERFILE, re.MULTILINE)
     assert int(user) > 0  # a number, without which Kubernetes can't tell that it is not root
+    # Ray's image lets its user become root by sudo.
+    assert re.findall(r"^(?:USER|RUN rm) (\S+)$", DOCKERFILE, re.MULTILINE) == ["0", "/usr/bin/sudo", "1000:100"]
     tools = sorted(re.split(r"[<>=]", need)[0] for need in PROJECT["dependency-groups"]["build"])
     (removed,) = re.findall(r"pip uninstall --yes (.+?) \\$", DOCKERFILE, re.MULTILINE)
     assert removed.split() == tools
