@@ -31,8 +31,8 @@ def choose_columns(schema: pa.Schema, data: DataSpec, model: ModelSpec) -> Colum
     """
     names = list(schema.names)
     labels = _match(names, data.labels, "data.label", keep_out=())
-    shared = set(data.labels)
-    kept_out = [name for name in labels if not any(fnmatchcase(name, glob) for glob in shared & set(data.features))]
+    shared = {name for pattern in set(data.labels) & set(data.features) for name in _picked(names, pattern)}
+    kept_out = [name for name in labels if name not in shared]
     weight = _weight(schema, data.weight)
     features = _match(names, data.features, "data.features", keep_out=[*kept_out, *([weight.name] if weight else [])])
     require(bool(features), "data.features", "picks no column beside the label")
@@ -40,7 +40,7 @@ def choose_columns(schema: pa.Schema, data: DataSpec, model: ModelSpec) -> Colum
         matched = _match(names, [pattern], f"data.columns.{pattern}", keep_out=())
         require(not set(matched).isdisjoint(features), f"data.columns.{pattern}", "is none of the features; see data.features")
     columns = Columns(
-        features=tuple(_feature(_typed(schema, name, "data.features"), data) for name in features),
+        features=tuple(_feature(_typed(schema, name, "data.features"), data, names) for name in features),
         labels=tuple(_typed(schema, name, "data.label") for name in labels),
         scale_target=data.scale_target == "standard",
         weight=weight,
@@ -62,10 +62,10 @@ def _weight(schema: pa.Schema, name: str | None) -> Column | None:
     return column
 
 
-def _feature(column: Column, data: DataSpec) -> Feature:
+def _feature(column: Column, data: DataSpec, names: list[str]) -> Feature:
     """Return what is to become of a column: as its name says, else as globs say, in their order, else as `[data]` does."""
     exact = data.columns.get(column.name, ColumnSpec())
-    globs = [spec for pattern, spec in data.columns.items() if fnmatchcase(column.name, pattern) and pattern != column.name]
+    globs = [spec for pattern, spec in data.columns.items() if pattern not in names and fnmatchcase(column.name, pattern)]
     default_kind: Treatment = "category" if column.kind == "text" or (column.dictionary and column.kind != "number") else "number"
     kinds = [exact.kind, *(spec.kind for spec in globs if _fits(column, "kind", spec.kind, default_kind))]
     kind = next((kind for kind in kinds if kind is not None), default_kind)
@@ -146,17 +146,19 @@ def _plural(column: Column) -> str:
 def _match(names: list[str], patterns: Iterable[str], key: str, keep_out: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for pattern in patterns:
-        if pattern in names:
-            found[pattern] = None
-            continue
-        matches = [name for name in names if fnmatchcase(name, pattern)]
+        matches = _picked(names, pattern)
         if not matches:
             close = get_close_matches(pattern, names, 1)
             listed = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
             hint = f"did you mean '{close[0]}'?" if close else f"the columns are {listed}"
             raise JobError(key, f"no column matches '{pattern}'; {hint}")
-        found.update(dict.fromkeys(name for name in matches if name not in keep_out))
+        found.update(dict.fromkeys(name for name in matches if name == pattern or name not in keep_out))
     return list(found)
+
+
+def _picked(names: list[str], pattern: str) -> list[str]:
+    """Return the columns that a name or glob picks; what is the name of a column is that one alone, whatever it looks like."""
+    return [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
 
 
 def _typed(schema: pa.Schema, name: str, key: str) -> Column:

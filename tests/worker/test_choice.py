@@ -74,6 +74,13 @@ def test_a_name_that_looks_like_a_glob_is_the_column_of_that_name() -> None:
     assert names(columns)[0] == ["x[0]", "*"]
 
 
+def test_a_label_that_looks_like_a_glob_keeps_no_other_column_among_the_features() -> None:
+    schema = pa.schema({"x*": pa.float32(), "x1": pa.float32(), "x2": pa.float32()})
+    data = DataSpec(train="rows.parquet", label=("x*", "x1"), features=("x*", "*"))
+
+    assert names(choose_columns(schema, data, REGRESSION)) == (["x*", "x2"], ["x*", "x1"])
+
+
 def test_fixed_size_lists_are_flattened_into_named_inputs() -> None:
     columns = chosen(features=("x2", "pixels"), label="pixels")
 
@@ -163,6 +170,15 @@ def test_a_column_is_treated_as_its_name_says_else_as_globs_say_else_as_all_are(
     assert feature("x10", scale="standard", missing="constant", fill=2.0) == Feature(
         column=Column("x10", "boolean"), scale="standard", missing="constant", fill=2.0
     )
+
+
+@pytest.mark.parametrize("name", ["a*", "a[1]", "a?"])
+def test_a_table_for_a_column_whose_name_looks_like_a_glob_is_for_that_column_alone(name: str) -> None:
+    schema = pa.schema({name: pa.float64(), "a1": pa.float64(), "x1": pa.float64()})
+    columns = {name: ColumnSpec(scale="minmax"), "a*1": ColumnSpec(scale="standard")}
+
+    assert feature(name, columns=columns, schema=schema).scale == "minmax"
+    assert feature("a1", columns=columns, schema=schema).scale == "standard"
 
 
 def test_what_a_glob_says_counts_for_the_columns_that_it_fits() -> None:
