@@ -128,12 +128,17 @@ def label_values(table: pa.Table, column: Column, where: Where, *, gaps: bool = 
         refuse_nulls(values, column.name, where)
     if column.kind == "text":
         return values.cast(pa.string())
+    if gaps and pa.types.is_floating(values.type):  # whole numbers with gaps, as many tools keep them
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
     labels = values.cast(pa.bool_() if column.kind == "boolean" else pa.int64(), safe=False)
-    same = pc.fill_null(pc.equal(labels.cast(values.type, safe=False), values), fill_value=True)
+    same = pc.equal(labels.cast(values.type, safe=False), values)
+    if pa.types.is_uint64(values.type) and column.kind != "boolean":  # from 2⁶³ on, there and back again ends where it began
+        same = pc.and_(same, pc.greater_equal(labels, 0))
+    same = pc.fill_null(same, fill_value=True)
     if not pc.all(same).as_py():
         row = first_true(pc.invert(same))
-        accepted = "true and false" if column.kind == "boolean" else "64-bit integers"
-        raise DataError(f"{where(row)}, column '{column.name}': {values[row].as_py()} is no class label; accepted are {accepted}")
+        accepted = "true and false" if column.kind == "boolean" else "whole numbers from -2⁶³ to 2⁶³ - 1"
+        raise DataError(f"{where(row)}, column '{column.name}': {values[row].as_py()} is no class; accepted are {accepted}")
     return labels
 
 

@@ -194,6 +194,24 @@ def test_whole_numbers_with_gaps_can_be_categories() -> None:
     assert encoded(encoding, {"x": pa.array([3.0, 8.0])}).tolist() == [[1, 0], [0, 1]]
 
 
+def test_whole_numbers_that_became_floating_point_for_their_gaps_are_still_categories() -> None:
+    encoding = fit({"x": pa.array([3, None, 8])}, shards=1, columns={"x": ColumnSpec(kind="category", missing="indicator")})
+
+    assert encoding.input_names == ["x=3", "x=8", "x=(missing)"]
+    assert encoded(encoding, {"x": np.array([8.0, np.nan])}).tolist() == [[0, 1, 0], [0, 0, 1]]
+    with pytest.raises(DataError, match=r"^rows\.csv: row 2, column 'x': 3\.5 is no class; accepted are whole numbers"):
+        encoded(encoding, {"x": [3.0, 3.5]})
+
+
+def test_whole_numbers_beyond_64_bits_with_a_sign_are_no_categories() -> None:
+    largest = {"x": pa.array([1, 2**63 - 1], pa.uint64())}
+    encoding = fit(largest, shards=1, columns={"x": ColumnSpec(kind="category")})
+
+    assert encoding.input_names == ["x=1", f"x={2**63 - 1}"]
+    with pytest.raises(DataError, match=rf"^rows\.csv: row 2, column 'x': {2**63} is no class; accepted are whole numbers from "):
+        encoded(encoding, {"x": pa.array([1, 2**63], pa.uint64())})
+
+
 def test_what_was_never_seen_in_training_is_0_in_all_inputs() -> None:
     encoding = fit({"x": ["a", "b"]}, shards=1, missing="indicator")
 
