@@ -21,6 +21,7 @@ from cluster.display import (
     error_table,
     make_display,
     print_end,
+    print_notice,
     rows_table,
 )
 from cluster.options import DEBUG, JOB, SET, STATUS_EXIT, WORKERS, Exit, MismatchError, exit_codes, load, parse_workers
@@ -149,6 +150,7 @@ def evaluate(*, run_directory: Path, data: str, table: int, debug: bool) -> None
         if evaluation.table:
             console.print(rows_table(evaluation.table))
         console.print(error_table({count(evaluation.rows, "row"): evaluation.errors}))
+        _print_findings(console, evaluation.findings)
 
 
 @main.command()
@@ -162,8 +164,9 @@ def predict(*, run_directory: Path, data: str, output: Path, debug: bool) -> Non
     Writes, row by row, the columns that are no features, then the prediction, and for classes their probabilities.
     """
     with exit_codes(debug=debug), one_thread():
-        rows = predict_with_model(load_model(run_directory), data, output)
-        Console().print(f"{rows:,} predictions written to {output}", highlight=False, soft_wrap=True)
+        predictions, console = predict_with_model(load_model(run_directory), data, output), Console()
+        console.print(f"{predictions.rows:,} predictions written to {output}", highlight=False, soft_wrap=True)
+        _print_findings(console, predictions.findings)
 
 
 @main.command()
@@ -193,6 +196,11 @@ def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: boo
         if len(digests) > 1:
             raise MismatchError(f"{len(trials)} runs gave {len(digests)} different digests")
         console.print(f"{len(trials)} runs, one digest: the workers make no difference", style="green", highlight=False)
+
+
+def _print_findings(console: Console, findings: list[str]) -> None:
+    for finding in findings:
+        print_notice(console, finding)
 
 
 def _console() -> Console:

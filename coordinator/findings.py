@@ -1,12 +1,17 @@
-"""What training goes on in spite of, and the user should know of the data."""
+"""What training and scoring go on in spite of, and the user should know of the data."""
 
 from collections.abc import Iterator
 from typing import Final
 
+import pyarrow as pa
+
 from worker.columns import Columns, Feature
+from worker.encoding import Encoding
+from worker.inputs import CategoryInputs
 from worker.model import ModelSpec
-from worker.scan import Scan
+from worker.scan import Scan, count_labels
 from worker.statistics import Counts, Statistics
+from worker.values import Where
 
 EXACT: Final = {"float32": 2**24, "float64": 2**53}
 """Whole numbers up to these are exact, in each precision."""
@@ -69,3 +74,47 @@ def _named(names: list[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:MOST_NAMED])
     more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
     return f"column{'s' if len(names) > 1 else ''} {shown}{more} {'have' if len(names) > 1 else 'has'}"
+
+
+class Unknown:
+    """Counts the rows of a table that is scored in which a column of categories has what no training row has."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        """Count none yet."""
+        self._columns = [_UnknownIn(given) for given in encoding.inputs if isinstance(given, CategoryInputs)]
+
+    def look_at(self, table: pa.Table, where: Where) -> None:
+        """Take account of some rows; `where` names one of them. Raises DataError as `label_values` does."""
+        for column in self._columns:
+            column.add(count_labels(table, column.inputs.column, where, gaps=column.inputs.gaps))
+
+    @property
+    def findings(self) -> list[str]:
+        """A sentence for each column that has any."""
+        return [sentence for column in self._columns for sentence in column.findings()]
+
+
+class _UnknownIn:
+    def __init__(self, inputs: CategoryInputs) -> None:
+        self.inputs = inputs
+        self._known = frozenset((*inputs.categories, *inputs.rare))
+        self._other = self._missing = 0
+
+    def add(self, counts: Counts) -> None:
+        self._other += sum(rows for label, rows in counts.of.items() if label not in self._known)
+        if self.inputs.fill is None:
+            self._missing += 0 if self.inputs.missing else counts.missing
+        elif self.inputs.fill not in self._known:
+            self._other += counts.missing
+
+    def findings(self) -> Iterator[str]:
+        zero = "taken as 0 in all of its inputs"
+        if self._other:
+            yield self._sentence(
+                self._other, "a category that no training row has", "taken as (other)" if self.inputs.other else zero
+            )
+        if self._missing:
+            yield self._sentence(self._missing, "no value, though every training row has one", zero)
+
+    def _sentence(self, rows: int, what: str, taken: str) -> str:
+        return f"column '{self.inputs.column.name}': {rows:,} {'row has' if rows == 1 else 'rows have'} {what}; {taken}"

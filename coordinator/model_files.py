@@ -23,7 +23,7 @@ from worker.initial import initial_weights
 from worker.model import Layout, ModelSpec
 from worker.network import Network
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 LIBRARIES: Final = ("isograd", "numpy", "pyarrow", "ray", "safetensors")
 
 

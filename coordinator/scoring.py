@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coordinator.column_plans import written
+from coordinator.findings import Unknown
 from coordinator.model_files import TrainedModel
 from coordinator.records import Errors
 from worker.arrays import Floats
@@ -38,11 +39,23 @@ class ScoredRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Errors over a dataset, with its first rows of any weight if asked for; errors of a row are means over outputs."""
+    """Errors over a dataset, with its first rows of any weight if asked for; errors of a row are means over outputs.
+
+    `findings` has a sentence for whatever is odd about the rows.
+    """
 
     rows: int
     errors: Errors
     table: list[ScoredRow]
+    findings: list[str]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """How many rows were scored, and a sentence for whatever is odd about them."""
+
+    rows: int
+    findings: list[str]
 
 
 def evaluate(model: TrainedModel, data: str, table: int = 0) -> Evaluation:
@@ -56,17 +69,18 @@ def evaluate(model: TrainedModel, data: str, table: int = 0) -> Evaluation:
     source = _open(model, data, columns)
     rows: list[ScoredRow] = []
     sums: ErrorSums | None = None
-    for chunk in _chunks(model, source, needed, labelled=True):
+    unknown = Unknown(model.encoding)
+    for chunk in _chunks(model, source, needed, unknown, labelled=True):
         part = model.network.errors(model.weights_P, chunk.x_BI, chunk.t_BO, chunk.w_B)
         sums = part if sums is None else sums + part
         if len(rows) < table:
             rows.extend(_scored_rows(model, chunk)[: table - len(rows)])
     assert sums is not None, "an opened dataset has rows"
-    return Evaluation(sums.rows, Errors.of(sums), rows)
+    return Evaluation(sums.rows, Errors.of(sums), rows, unknown.findings)
 
 
-def predict(model: TrainedModel, data: str, output: Path) -> int:
-    """Write predictions for a dataset as Parquet, in the order of its rows, and return how many there are.
+def predict(model: TrainedModel, data: str, output: Path) -> Predictions:
+    """Write predictions for a dataset as Parquet, in the order of its rows, and return what there is to say of them.
 
     Beside what the model says stand the columns that are none of its features, so that identifiers carry over:
     `prediction` (class or value; `prediction_NAME` where there are several) and for classes `probability_CLASS`.
@@ -82,9 +96,10 @@ def predict(model: TrainedModel, data: str, output: Path) -> int:
     carried = [name for name in source.schema.names if name not in used]
     wanted = [column.name for column in features] + carried
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    unknown = Unknown(model.encoding)
     try:
         with _Writer(temporary) as writer:
-            for chunk in _chunks(model, source, wanted, labelled=False):
+            for chunk in _chunks(model, source, wanted, unknown, labelled=False):
                 scored = _predictions(model, _outputs(model, chunk.x_BI))
                 doubled = set(carried) & set(scored)
                 if doubled:
@@ -96,7 +111,7 @@ def predict(model: TrainedModel, data: str, output: Path) -> int:
         raise UserError(f"--output: {output} can't be written: {error.strerror}; give a file in a folder that exists") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return source.rows
+    return Predictions(source.rows, unknown.findings)
 
 
 @dataclass(frozen=True)
@@ -140,11 +155,12 @@ def _open(model: TrainedModel, data: str, wanted: tuple[Column, ...]) -> Source:
     return source
 
 
-def _chunks(model: TrainedModel, source: Source, columns: list[str], *, labelled: bool) -> Iterator[_Chunk]:
+def _chunks(model: TrainedModel, source: Source, columns: list[str], unknown: Unknown, *, labelled: bool) -> Iterator[_Chunk]:
     """Yield the dataset encoded, a fixed number of rows at a time, whatever its batches."""
     encoding, dtype = model.encoding, model.network.spec.dtype
     place = 0
     for batch in iterate(source, columns):
+        unknown.look_at(batch, partial(_where, source, place))
         for first in range(0, batch.num_rows, EVALUATION_ROWS):
             table = batch.slice(first, EVALUATION_ROWS)
             where = partial(_where, source, place)

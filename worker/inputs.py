@@ -137,7 +137,7 @@ class CategoryInputs:
     Attributes:
         column: where they come from.
         categories: that have an input of their own.
-        other: whether there is an input for all others.
+        rare: all others that training rows have; where there are any, one input is for them and for unknown ones.
         missing: whether there is one for rows without a value.
         gaps: whether a value may be missing.
         fill: the category that is taken for a missing one; None where it stays missing.
@@ -145,7 +145,7 @@ class CategoryInputs:
 
     column: Column
     categories: tuple[Label, ...]
-    other: bool
+    rare: tuple[Label, ...]
     missing: bool
     gaps: bool
     fill: Label | None = None
@@ -159,10 +159,11 @@ class CategoryInputs:
             known += Counts({fill: known.missing} if known.missing else {}, -known.missing)
         require(bool(known.of), "data.features", f"column '{feature.column.name}' has no value in any training row; leave it out")
         categories = known.most_frequent(feature.categories)
+        own = frozenset(categories)
         return cls(
             column=feature.column,
             categories=categories,
-            other=len(categories) < len(known.of),
+            rare=tuple(label for label in known.labels if label not in own),
             missing=known.missing > 0,
             gaps=feature.missing != "error",
             fill=fill,
@@ -172,7 +173,12 @@ class CategoryInputs:
     def names(self) -> list[str]:
         """A name for each input."""
         more = [name for name, there in (("(other)", self.other), ("(missing)", self.missing)) if there]
-        return [f"{self.column.name}={category}" for category in (*self.categories, *more)]
+        return [f"{self.column.name}={value}" for value in (*map(_unmistakable, self.categories), *more)]
+
+    @property
+    def other(self) -> bool:
+        """Whether there is an input for rare categories."""
+        return bool(self.rare)
 
     @property
     def fills(self) -> tuple[float, ...]:
@@ -207,6 +213,11 @@ class CategoryInputs:
         if values.null_count:
             codes_N[values.is_null().to_numpy(zero_copy_only=False)] = self._width - 1 if self.missing else -1
         return codes_N
+
+
+def _unmistakable(category: Label) -> str:
+    """Return a category as it stands in the name of an input: quoted where it could be taken for "(other)" or "(missing)"."""
+    return repr(category) if isinstance(category, str) and category.startswith(("(", "'", '"')) else str(category)
 
 
 @dataclass(frozen=True)

@@ -120,14 +120,14 @@ def rechunk(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
 
 def _scan_block(table: pa.Table, columns: Columns, model: ModelSpec, where: Where) -> Scan:
     features = tuple(
-        _counts(table, feature.column, where, gaps=feature.missing != "error")
+        count_labels(table, feature.column, where, gaps=feature.missing != "error")
         if feature.category
         else _statistics(table, feature, where, model.dtype)
         for feature in columns.features
     )
     weights = None if columns.weight is None else Statistics.of(read_weights(table, columns.weight, where))
     if model.task != "regression":
-        return Scan(features, _counts(table, columns.labels[0], where, gaps=columns.unlabelled), (), weights)
+        return Scan(features, count_labels(table, columns.labels[0], where, gaps=columns.unlabelled), (), weights)
     targets = tuple(
         Statistics.of(_finite_numbers(table, Numbers(column), where, model.dtype, gaps=columns.unlabelled))
         for column in columns.labels
@@ -150,7 +150,8 @@ def _finite_numbers(table: pa.Table, numbers: Numbers, where: Where, dtype: str,
     return values_NV
 
 
-def _counts(table: pa.Table, column: Column, where: Where, *, gaps: bool) -> Counts:
+def count_labels(table: pa.Table, column: Column, where: Where, *, gaps: bool) -> Counts:
+    """Return how often each class or category occurs. Raises DataError as `label_values` does."""
     labels = label_values(table, column, where, gaps=gaps)
     found = pc.value_counts(labels.drop_null())
     counts = dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True))

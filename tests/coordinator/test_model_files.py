@@ -37,9 +37,9 @@ WHEN = NumberInputs(
     numbers=Numbers(Column("when", "date"), ("weekday",), cyclical=True), fill=None, indicators=(), shift=(0, 0), scale=(1, 1)
 )
 CATEGORIES = [
-    CategoryInputs(column=Column("job", "text"), categories=("a", "1"), other=True, missing=False, gaps=True, fill="a"),
-    CategoryInputs(column=Column("code", "integer"), categories=(1, 7), other=False, missing=True, gaps=True),
-    CategoryInputs(column=Column("flag", "boolean"), categories=(False, True), other=False, missing=False, gaps=False),
+    CategoryInputs(column=Column("job", "text"), categories=("a", "1"), rare=("b",), missing=False, gaps=True, fill="a"),
+    CategoryInputs(column=Column("code", "integer"), categories=(1, 7), rare=(), missing=True, gaps=True),
+    CategoryInputs(column=Column("flag", "boolean"), categories=(False, True), rare=(), missing=False, gaps=False),
 ]
 LAYOUT = Layout((14, 4, 2), bias=True)
 NAMES = ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
@@ -112,7 +112,7 @@ def test_a_model_is_two_files_and_says_what_wrote_it(tmp_path: Path) -> None:
     description = json.loads((folder / "model.json").read_text())
 
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
-    assert description["format"] == 2
+    assert description["format"] == 3
     assert description["input_names"] == [
         *("age", "age[missing]", "pixels[0]", "pixels[1]", "when[weekday sin]", "when[weekday cos]"),
         *("job=a", "job=1", "job=(other)", "code=1", "code=7", "code=(missing)", "flag=False", "flag=True"),
@@ -198,7 +198,7 @@ def test_whatever_byte_of_the_description_changes_the_error_is_the_users(tmp_pat
 @pytest.mark.parametrize(
     ("edit", "told"),
     [
-        ({"format": 1}, "has format 1, but this isograd reads format 2; train again"),
+        ({"format": 2}, "has format 2, but this isograd reads format 3; train again"),
         ({"format": "1"}, "format"),
         ({"weights_digest": "0" * 64}, "its weights are not those that model.json was written for"),
         ({"model": None}, "model"),

@@ -251,9 +251,27 @@ def test_other_tables_may_have_gaps_and_categories_that_training_did_not_show(
     columns = {name: pa.array([value], type_) for (name, value), type_ in zip(row.items(), TYPES, strict=True)}
     pq.write_table(pa.table(columns), tmp_path / "new.parquet")
 
-    predict(load_model(tmp_path / "run-1"), str(tmp_path / "new.parquet"), tmp_path / "out.parquet")
+    told = predict(load_model(tmp_path / "run-1"), str(tmp_path / "new.parquet"), tmp_path / "out.parquet").findings
 
     assert np.isfinite(pq.read_table(tmp_path / "out.parquet")["prediction"][0].as_py())
+    assert told == [
+        "column 'town': 1 row has a category that no training row has; taken as (other)",
+        "column 'floor': 1 row has a category that no training row has; taken as (other)",
+        "column 'country': 1 row has no value, though every training row has one; taken as 0 in all of its inputs",
+    ]
+
+
+def test_evaluating_tells_of_rows_that_training_knows_nothing_like(run_job: Run, rent_job: Document, tmp_path: Path) -> None:
+    rent_job["data"]["columns"]["country"] = {"missing": "constant", "fill": "unknown"}
+    run_job(rent_job)
+    table, model = pq.read_table(tmp_path / "rent.parquet"), load_model(tmp_path / "run-1")
+    country = pa.array(["FR"] * 3 + [None] * 2 + ["DE"] * (ROWS - 5))
+    pq.write_table(table.set_column(5, "country", country), tmp_path / "new.parquet")
+
+    assert evaluate(model, str(tmp_path / "rent.parquet")).findings == []
+    assert evaluate(model, str(tmp_path / "new.parquet")).findings == [
+        "column 'country': 5 rows have a category that no training row has; taken as 0 in all of its inputs"
+    ]
 
 
 TYPES = [pa.string(), pa.float64(), pa.bool_(), pa.timestamp("us"), pa.int32(), pa.dictionary(pa.int8(), pa.string())]

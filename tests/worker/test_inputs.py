@@ -218,6 +218,14 @@ def test_what_was_never_seen_in_training_is_0_in_all_inputs() -> None:
     assert encoded(encoding, {"x": pa.array(["b", "z", None])}).tolist() == [[0, 1], [0, 0], [0, 0]]
 
 
+def test_no_category_is_taken_for_all_others_or_for_missing_ones() -> None:
+    values = ["(other)"] * 4 + ["(missing)"] * 3 + ["'(other)'"] * 2 + ["a", None]
+    encoding = fit({"x": pa.array(values)}, shards=1, missing="indicator", categories=3)
+
+    assert encoding.input_names == ["""x="'(other)'\"""", "x='(missing)'", "x='(other)'", "x=(other)", "x=(missing)"]
+    assert encoded(encoding, {"x": pa.array(["(other)", "(missing)", "a", None])}).argmax(axis=1).tolist() == [2, 1, 3, 4]
+
+
 def test_numbers_and_categories_stand_side_by_side_in_the_order_of_the_columns() -> None:
     features = {"a": [1.0, 2.0, 3.0], "k": ["x", "y", "x"], "b": pa.array([None, 5.0, 7.0])}
     encoding = fit(features, shards=1, columns={"b": ColumnSpec(missing="indicator", scale="minmax")})
