@@ -123,8 +123,9 @@ def train(
 @main.command()
 @JOB
 @SET
+@click.option("--all-columns", is_flag=True, help="Show every column, however many there are.")
 @DEBUG
-def check(*, job_file: Path, overrides: tuple[str, ...], debug: bool) -> None:
+def check(*, job_file: Path, overrides: tuple[str, ...], all_columns: bool, debug: bool) -> None:
     """Validate a job and its data, and print the plan."""
     with exit_codes(debug=debug):
         job, console = load(job_file, overrides), _console()
@@ -132,7 +133,7 @@ def check(*, job_file: Path, overrides: tuple[str, ...], debug: bool) -> None:
             plan = check_job(
                 job, lambda shards: status.update(f"reading the training rows: {shards} of {job.data.shards} shards")
             )
-        print_plan(console, job, plan)
+        print_plan(console, job, plan, all_columns=all_columns)
 
 
 @main.command()

@@ -12,21 +12,22 @@ from coordinator.check import JobPlan
 from coordinator.column_plans import ColumnPlan
 from coordinator.job import JobSpec
 
-MOST_COLUMNS: Final = 60
-"""Columns that are shown by themselves."""
+FIRST: Final = 50
+LAST: Final = 9
+"""Columns that are shown of very many. The label's are the last ones."""
 
 
-def print_plan(console: Console, job: JobSpec, plan: JobPlan) -> None:
-    """Print what a job would do, what becomes of each column, and what is odd about them."""
+def print_plan(console: Console, job: JobSpec, plan: JobPlan, *, all_columns: bool = False) -> None:
+    """Print what a job would do, what becomes of each column (of very many, the first and last ones), and what is odd."""
     console.print(plan_table(job, plan))
     console.print()
-    console.print(columns_table(plan.columns))
+    console.print(columns_table(plan.columns, all_columns=all_columns))
     for finding in plan.findings:
         print_notice(console, finding)
 
 
-def columns_table(columns: list[ColumnPlan]) -> Table:
-    """Return what becomes of each column as a table; of very many, the first and the last."""
+def columns_table(columns: list[ColumnPlan], *, all_columns: bool) -> Table:
+    """Return what becomes of each column as a table; unless `all_columns`, of very many the first and the last ones."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("Column", "Type"):
         table.add_column(heading, overflow="fold")
@@ -34,12 +35,12 @@ def columns_table(columns: list[ColumnPlan]) -> Table:
     for heading in ("Values", "Becomes"):
         table.add_column(heading, overflow="fold")
     table.add_column("Width", justify="right", no_wrap=True)
-    left_out = max(0, len(columns) - MOST_COLUMNS)
-    for column in columns[: MOST_COLUMNS - 1] if left_out else columns:
-        _add_column(table, column)
-    if left_out:
-        table.add_row(f"… and {left_out:,} more")
-        _add_column(table, columns[-1])
+    left_out = 0 if all_columns else len(columns) - FIRST - LAST
+    for place, column in enumerate(columns):
+        if left_out <= 1 or not FIRST <= place < len(columns) - LAST:
+            _add_column(table, column)
+        elif place == FIRST:
+            table.add_row(f"… {left_out:,} more columns, which --all-columns shows")
     return table
 
 

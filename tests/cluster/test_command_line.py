@@ -113,6 +113,40 @@ def test_check_prints_the_plan_and_writes_nothing(small_job: Jobs, tmp_path: Pat
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_check_shows_the_first_and_last_of_very_many_columns_and_how_to_see_the_others(tmp_path: Path) -> None:
+    columns = {f"x{place}": [float(place), 0.0] for place in range(70)}
+    pq.write_table(pa.table(columns | {"y0": [0.0, 1.0], "y1": [1.0, 0.0]}), tmp_path / "wide.parquet")
+    (tmp_path / "wide.toml").write_text(
+        '[job]\nname = "wide"\n[data]\ntrain = "wide.parquet"\nlabel = ["y0", "y1"]\nshards = 1\n'
+        '[model]\ntask = "regression"\n[training]\nepochs = 1\n[workers]\ncount = 1\n'
+    )
+
+    short, whole = (call("check", tmp_path / "wide.toml", *option).output for option in ([], ["--all-columns"]))
+
+    def shown(output: str) -> list[str]:
+        return [line.split()[0] for line in output.splitlines() if line.startswith((" x", " y"))]
+
+    assert shown(whole) == [*columns, "y0", "y1"]
+    assert shown(short) == [*list(columns)[:50], *list(columns)[-7:], "y0", "y1"]
+    assert "… 13 more columns, which --all-columns shows" in short
+    assert "more columns" not in whole
+
+
+def test_scoring_tells_of_categories_that_training_has_not_shown(small_job: Jobs, tmp_path: Path) -> None:
+    job = small_job({})
+    rows = pq.read_table(job.data.train)
+    pq.write_table(rows.append_column("town", pa.array(["Bonn", "Celle"] * 150)), job.data.train)
+    assert train(tmp_path).exit_code == 0
+    pq.write_table(rows.append_column("town", pa.array(["Bonn", "Emden"] * 150)), tmp_path / "new.parquet")
+
+    scored = call("evaluate", tmp_path / "run", "--data", tmp_path / "new.parquet").output
+    predicted = call("predict", tmp_path / "run", "--data", tmp_path / "new.parquet", "--output", tmp_path / "out.parquet").output
+
+    told = "note: column 'town': 150 rows have a category that no training row has; taken as 0 in all of its inputs"
+    assert told in scored.splitlines()
+    assert told in predicted.splitlines()
+
+
 def test_evaluate_repeats_the_errors_and_shows_rows(trained: Path, tmp_path: Path) -> None:
     result = call("evaluate", trained, "--data", tmp_path / "rows.parquet", "--table", 2)
     assert result.exit_code == 0
