@@ -7,7 +7,7 @@ finite they stop, and the coordinator does that round by itself.
 
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from time import perf_counter, sleep, time
@@ -81,6 +81,7 @@ def run_rounds(task: RunRounds, worker: Worker, updater: Updater, arena: Arena, 
         hung_up: tells that the coordinator is gone, or has given the workers up.
     """
     board, shards, share = arena.board, arena.terms.shards, task.shares[task.rank]
+    outputs = arena.terms.update.layout.sizes[-1]
     meeting = Meeting(board, len(task.shares), task.ticket, hung_up)
     nodes = _nodes(task.shares, shards)
     blocks = deal(updater.blocks, len(task.shares))[task.rank]
@@ -99,13 +100,13 @@ def run_rounds(task: RunRounds, worker: Worker, updater: Updater, arena: Arena, 
             worker.anticipate(gradients)
             if not meeting.all_at(2 * number + 1):
                 return
-            present, weight, finite = _survey(board, number, nodes)
-            if not finite:
+            present, errors = _survey(board, number, nodes, outputs)
+            if not errors.finite:
                 return
             sums = PartialSums.of({node: arena.sums[first_member(node)] for node in present}, shards)
             step = Step(task.first + number + 1, rates[number])
             began = perf_counter()
-            done = updater.update_blocks(before, sums, weight, step, new, blocks)
+            done = updater.update_blocks(before, sums, errors.divisor, step, new, blocks)
             board.put_squares(number, blocks.start, done.squares if done.finite else [float("inf")] * len(blocks))
             update_seconds = perf_counter() - began - done.reduce_seconds
             board.put_times(number, task.rank, (seconds, done.reduce_seconds, update_seconds))
@@ -185,7 +186,7 @@ def _nodes(shares: Iterable[Shards], shards: int) -> list[Node]:
     return sorted((node for share in shares for node in cover(share, shards)), key=first_member)
 
 
-def _as_sums(numbers: list[float], outputs: int) -> ErrorSums:
+def _as_sums(numbers: Sequence[float], outputs: int) -> ErrorSums:
     rows, weight, loss, absolute, squared, wrong = numbers
     return ErrorSums(int(rows), weight, outputs, loss, absolute, squared, None if wrong < 0 else wrong)
 
@@ -195,11 +196,11 @@ def _as_numbers(errors: ErrorSums) -> tuple[float, ...]:
     return errors.rows, errors.weight, errors.loss, errors.absolute, errors.squared, wrong
 
 
-def _survey(board: Board, number: int, nodes: list[Node]) -> tuple[tuple[Node, ...], float, bool]:
-    """Return which nodes have rows in a round, what these weigh (1 if nothing), and whether its errors are finite."""
+def _survey(board: Board, number: int, nodes: list[Node], outputs: int) -> tuple[tuple[Node, ...], ErrorSums]:
+    """Return which nodes have rows in a round, and the errors of all of them."""
     errors = {node: board.errors_of(number, first_member(node)) for node in nodes}
     present = {node: numbers for node, numbers in errors.items() if numbers[0]}
     # Added up in the tree: what is finite in parts may not be together, and that must not depend on the parts.
     total = finish(present, board.shards, lambda left, right: [one + other for one, other in zip(left, right, strict=True)])
     assert total is not None, "no round is empty"
-    return tuple(present), total[1] or 1.0, all(map(isfinite, total))
+    return tuple(present), _as_sums(total, outputs)

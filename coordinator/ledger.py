@@ -70,7 +70,7 @@ class Ledger:
             round=self.rounds,
             timestamp=timestamp,
             rows=errors.rows,
-            loss=errors.loss / (errors.weight or 1.0),
+            loss=errors.loss / errors.divisor,
             gradient_norm=gradient_norm,
             learning_rate=learning_rate,
             seconds=seconds,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from coordinator.job import JobSpec
 from worker.choice import choose_columns
-from worker.columns import NUMBERS, Columns, require_columns
+from worker.columns import NUMBERS, Columns, require_columns, value_names
 from worker.encoding import Encoding
 from worker.errors import DataError, JobError
 from worker.messages import ScanShards, Setup
@@ -44,7 +44,7 @@ def inspect(job: JobSpec) -> Inspection:
     train = open_source(data.train, "data.train")
     columns = choose_columns(train.schema, data, job.model)
     if job.model.task == "regression":
-        job.model.check_outputs(len(columns.label_names))
+        job.model.check_outputs(len(value_names(columns.labels)))
     numbers = [feature.column.name for feature in columns.features if not feature.category and feature.column.kind in NUMBERS]
     numbers += [column.name for column in columns.labels if job.model.task == "regression"]
     numbers += [columns.weight.name] if columns.weight is not None else []

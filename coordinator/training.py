@@ -244,7 +244,7 @@ class Training:
             return Refused("the error is not finite")
         sums = PartialSums.of({node: part.gradient_P for node, part in parts.items()}, self._plan.shards)
         step = Step(number + 1, self._learning_rate(number))
-        updated = self._updater.update(self._parameters, sums, errors.weight or 1.0, step, self._places[1 - self._place])
+        updated = self._updater.update(self._parameters, sums, errors.divisor, step, self._places[1 - self._place])
         if isinstance(updated, Refused):
             self._state_lost = updated.state_lost
             return updated

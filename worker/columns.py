@@ -41,6 +41,11 @@ class Column:
         return [self.name] if self.width is None else [f"{self.name}[{entry}]" for entry in range(self.width)]
 
 
+def value_names(columns: Iterable[Column]) -> list[str]:
+    """Return a name for each value of some columns, lists flattened."""
+    return [name for column in columns for name in column.names]
+
+
 @dataclass(frozen=True)
 class Numbers:
     """What is read of a column of numbers, or of dates and times.
@@ -110,11 +115,6 @@ class Columns:
     weight: Column | None = None
     balanced: bool = False
     unlabelled: bool = False
-
-    @property
-    def label_names(self) -> list[str]:
-        """A name for each value of the label."""
-        return [name for column in self.labels for name in column.names]
 
     @property
     def needed(self) -> list[str]:

@@ -53,6 +53,11 @@ class ErrorSums:
     wrong: float | None
 
     @property
+    def divisor(self) -> float:
+        """What gradients and loss of a round are divided by: the weight, or 1 where nothing weighs and all sums are 0."""
+        return self.weight or 1.0
+
+    @property
     def finite(self) -> bool:
         """Whether no sum has overflowed or become undefined."""
         return isfinite(self.loss) and isfinite(self.absolute) and isfinite(self.squared)

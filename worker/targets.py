@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from worker.arrays import AnyArray, Floats
-from worker.columns import Column, Columns, Numbers
+from worker.columns import Column, Columns, Numbers, value_names
 from worker.errors import DataError, require
 from worker.inputs import scaling
 from worker.model import ModelSpec, Task
@@ -79,7 +79,7 @@ class Targets:
     @property
     def names(self) -> list[str]:
         """A name for each value of the label."""
-        return [name for column in self.labels for name in column.names]
+        return value_names(self.labels)
 
     @property
     def columns(self) -> tuple[Column, ...]:

@@ -35,8 +35,9 @@ def shard_gradient(weights_P: Floats, round_number: int, shard: int) -> Floats:
 class ScriptedWorker:
     """Computes made-up gradients; `fate` is called before each round and may raise, wait or return errors to report."""
 
-    def __init__(self, fate: Callable[[int], float] = lambda number: 0.5) -> None:
+    def __init__(self, fate: Callable[[int], float] = lambda number: 0.5, weight: float = 0.75) -> None:
         self._fate = fate
+        self._weight = weight
 
     def run(self, task: ComputeGradients, weights_P: Floats, room: Sequence[Floats]) -> GradientSums:
         loss = self._fate(task.round)
@@ -49,7 +50,7 @@ class ScriptedWorker:
                 total = tree_sum(node, SHARDS, leaves.get, np.add, lambda found: found[0] == 0)
                 np.copyto(room[first_member(node)], total)
                 answer[node] = GradientSum(
-                    room[first_member(node)], ErrorSums(len(rows), 0.75 * len(rows), 1, loss, 1.0, 2.0, None)
+                    room[first_member(node)], ErrorSums(len(rows), self._weight * len(rows), 1, loss, 1.0, 2.0, None)
                 )
         return answer
 
@@ -91,17 +92,17 @@ class DeathError(Exception):
     """The worker is gone."""
 
 
-def by_hand(rounds: int, name: str = "adam") -> Parameters:
+def by_hand(rounds: int, name: str = "adam", weight: float = 0.75) -> Parameters:
     """What the coordinator makes of the same rounds, with the gradient of all shards in one piece."""
     updater = Updater(OptimizerSpec(name=name, learning_rate=0.01), MODEL, LAYOUT)  # type: ignore[arg-type]
     parameters = updater.start(np.linspace(-1.0, 1.0, LAYOUT.size))
     for number in range(rounds):
         room = [np.empty(LAYOUT.size) for _ in range(SHARDS)]
-        answer = ScriptedWorker().run(ComputeGradients(number, tuple(range(SHARDS))), parameters.weights_P, room)
+        answer = ScriptedWorker(weight=weight).run(ComputeGradients(number, tuple(range(SHARDS))), parameters.weights_P, room)
         ((_, part),) = answer.items()
         assert part is not None
         new = Parameters(np.empty(LAYOUT.size), parameters.optimizer)
-        updated = updater.update(parameters, PartialSums([part.gradient_P]), part.errors.weight, Step(number + 1, 0.01), new)
+        updated = updater.update(parameters, PartialSums([part.gradient_P]), part.errors.divisor, Step(number + 1, 0.01), new)
         assert isinstance(updated, Updated)
         parameters = updated.parameters
     return parameters
@@ -133,6 +134,15 @@ def test_workers_come_to_what_the_coordinator_would(count: int, name: str) -> No
     )
     assert len(again) == 2
     assert same(arena.places[1], by_hand(7, name))
+
+
+def test_a_round_in_which_no_row_has_any_weight_is_divided_by_1() -> None:
+    arena, updater = make_arena()
+
+    run = run_ahead(arena, updater, [ScriptedWorker(weight=0.0)] * 2, Ahead(0, (0.01,) * 3, 0, dict(enumerate(SHARES[2]))))
+
+    assert len(run) == 3
+    assert same(arena.places[1], by_hand(3, weight=0.0))
 
 
 @pytest.mark.parametrize("dies_in", [0, 1, 4])

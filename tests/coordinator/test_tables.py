@@ -17,7 +17,7 @@ from coordinator.check import check_job
 from coordinator.column_plans import ColumnPlan
 from coordinator.job import load_job
 from coordinator.model_files import load_model
-from coordinator.records import Event, Noticed, Summary
+from coordinator.records import Event, Noticed, RoundDone, Summary
 from coordinator.scoring import evaluate, predict
 from worker.errors import DataError
 
@@ -231,6 +231,27 @@ def test_weights_go_through_training_validation_and_scores(run_job: Run, rent_jo
     weights *= [0.0 if true is None else known.class_weights[known.classes.index(true)] for true in truth]
     wrong = np.array([one != true for one, true in zip(said, truth, strict=True)])
     assert errors.error_rate == pytest.approx((wrong * weights).sum() / weights.sum(), rel=1e-6)
+
+
+def test_rounds_in_which_nothing_has_any_weight_change_nothing(run_job: Run, rent_job: Document, tmp_path: Path) -> None:
+    rent_job["data"] |= {"unlabelled": "ignore", "train": "gappy.parquet", "scale_target": "none"}
+    del rent_job["data"]["validation"]
+    rent_job["optimizer"] = {"name": "sgd", "learning_rate": 1e-6}
+    rent_job["training"] |= {"batch_size": 1, "epochs": 1}
+    table = pq.read_table(tmp_path / "rent.parquet").slice(0, 40)
+    labelled = np.arange(40) < 3
+    pq.write_table(table.set_column(6, "rent", pa.array(table["rent"].to_numpy(), mask=~labelled)), tmp_path / "gappy.parquet")
+
+    events, summary = run_job(rent_job)
+
+    rounds = [event for event in events if isinstance(event, RoundDone)]
+    assert (len(rounds), summary.rows_trained) == (40, 40)
+    idle = [event for event in rounds if not event.loss]
+    assert len(idle) == 37
+    assert all(event.gradient_norm == 0 for event in idle)
+    # The mean is over the rows that have a label.
+    assert summary.train is not None
+    assert summary.train.loss == pytest.approx(sum(event.loss for event in rounds) / 3)
 
 
 def test_a_table_in_which_nothing_has_any_weight_has_no_errors(run_job: Run, rent_job: Document, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from worker.choice import choose_columns
-from worker.columns import Column, Columns, Feature, Numbers
+from worker.columns import Column, Columns, Feature, Numbers, value_names
 from worker.data import DEFAULT_CATEGORIES, ColumnSpec, DataSpec
 from worker.errors import JobError
 from worker.model import ModelSpec
@@ -89,7 +89,7 @@ def test_fixed_size_lists_are_flattened_into_named_inputs() -> None:
         Numbers(Column("pixels", "integer", 3)),
     ]
     assert columns.features[1].numbers.names == ["pixels[0]", "pixels[1]", "pixels[2]"]
-    assert columns.label_names == ["pixels[0]", "pixels[1]", "pixels[2]"]
+    assert value_names(columns.labels) == ["pixels[0]", "pixels[1]", "pixels[2]"]
     assert columns.needed == ["x2", "pixels"]
 
 
