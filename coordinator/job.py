@@ -21,6 +21,7 @@ from coordinator.stopping import StoppingSpec, TrainingSpec
 from worker.data import DataSpec
 from worker.errors import JobError, require
 from worker.model import ModelSpec
+from worker.stores import StorageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class JobSpec:
     training: TrainingSpec = field(default_factory=TrainingSpec)
     stopping: StoppingSpec = field(default_factory=StoppingSpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
+    storage: StorageSpec = field(default_factory=StorageSpec)
     metrics: MetricsSpec | None = None
     workers: WorkersSpec = field(default_factory=WorkersSpec)
 
@@ -108,7 +110,17 @@ class JobSpec:
 _ADAPTER = TypeAdapter(JobSpec)
 
 HARMLESS: Final = frozenset(
-    {"workers", "metrics", "stopping", "checkpoint", "job.name", "job.reproducible", "training.epochs", "training.rounds"}
+    {
+        "workers",
+        "metrics",
+        "stopping",
+        "checkpoint",
+        "storage",
+        "job.name",
+        "job.reproducible",
+        "training.epochs",
+        "training.rounds",
+    }
 )
 """Sections and keys that may change when a run is taken up again: they change when it ends, but not what it computes."""
 

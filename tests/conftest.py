@@ -1,9 +1,12 @@
-"""Small datasets and jobs that the tests share, and an authority for certificates."""
+"""What the tests share: small datasets and jobs, an authority for certificates, and an S3 store."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
 from time import time
 from typing import Any
@@ -18,6 +21,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import settings
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from pyarrow import fs
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from coordinator.job import load_job
 from coordinator.pool import InProcessPool, Pool
@@ -166,3 +172,93 @@ class Authority:
 def authority(tmp_path: Path) -> Authority:
     """Signs certificates, which lie in `tmp_path` as NAME.crt and NAME.key; its own is at `path`."""
     return Authority(tmp_path, "authority")
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_request(self, *_: object) -> None:
+        pass
+
+
+class _Faulty:
+    """A web application in front of moto's that fails when it is told to."""
+
+    def __init__(self) -> None:
+        self._store = DomainDispatcherApplication(create_backend_app)
+        self.requests: list[str] = []
+        self.faults: list[tuple[str, str]] = []
+        self.speak = threading.Event()
+
+    def __call__(self, environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        request = f"{environment['REQUEST_METHOD']} {environment['PATH_INFO']}"
+        self.requests.append(request)
+        fault = next((fault for fault in self.faults if fault[0] in request), None)
+        if fault is None:
+            return self._store(environment, start)
+        self.faults.remove(fault)
+        if fault[1] == "silent":
+            self.speak.wait()
+        if fault[1] in ("dropped", "silent"):
+            environment["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionResetError
+        if fault[1] == "cut":
+            content = b"".join(self._store(environment, start))
+            return [content[: len(content) // 2]]
+        start(fault[1], [("Content-Length", "0")])
+        return []
+
+
+class Store:
+    """An S3 store on loopback, with a bucket of its own for each test."""
+
+    def __init__(self, server: BaseWSGIServer, faulty: _Faulty, bucket: str) -> None:
+        self.endpoint = f"http://127.0.0.1:{server.port}"
+        self.requests, self.bucket = faulty.requests, bucket
+        self._faulty = faulty
+        self.filesystem = fs.S3FileSystem(
+            endpoint_override=self.endpoint, region="us-east-1", access_key="a", secret_key="b", allow_bucket_creation=True
+        )
+        self.filesystem.create_dir(bucket)
+        self.requests.clear()
+
+    @property
+    def storage(self) -> dict[str, Any]:
+        """A job's `[storage]` section that leads here."""
+        return {"endpoint": self.endpoint, "anonymous": True, "attempts": 3}
+
+    def put(self, key: str, content: bytes | Path) -> str:
+        """Put a file into the bucket, and return its address."""
+        with self.filesystem.open_output_stream(f"{self.bucket}/{key}") as file:
+            file.write(content if isinstance(content, bytes) else content.read_bytes())
+        return f"s3://{self.bucket}/{key}"
+
+    def fail(self, requests: str, how: str, times: int = 1) -> None:
+        """Have the next requests with this in "METHOD /PATH" fail: "dropped", "silent", "cut" halfway, or an HTTP status."""
+        self._faulty.faults += [(requests, how)] * times
+
+
+@pytest.fixture(scope="session")
+def _store_server() -> Iterator[tuple[BaseWSGIServer, _Faulty]]:
+    faulty = _Faulty()
+    server = make_server("127.0.0.1", 0, faulty, threaded=True, request_handler=_Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server, faulty
+    faulty.speak.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+_buckets = count()
+
+
+@pytest.fixture
+def store(_store_server: tuple[BaseWSGIServer, _Faulty], monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """An S3 store on loopback; the environment has credentials for it."""
+    server, faulty = _store_server
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    yield Store(server, faulty, f"bucket-{next(_buckets)}")
+    faulty.faults.clear()

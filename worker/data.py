@@ -6,6 +6,7 @@ from math import isfinite
 from typing import ClassVar, Final, Literal
 
 from worker.errors import require
+from worker.stores import check_address
 
 Scale = Literal["none", "standard", "minmax"]
 Missing = Literal["error", "mean", "median", "constant", "indicator"]
@@ -82,6 +83,9 @@ class DataSpec:
     unlabelled: Literal["error", "ignore"] = "error"
 
     def __post_init__(self) -> None:
+        check_address(self.train, "data.train")
+        if isinstance(self.validation, str):
+            check_address(self.validation, "data.validation")
         if isinstance(self.validation, float | int):
             require(
                 0 < self.validation < 1,

@@ -408,7 +408,7 @@ def test_a_resolved_job_means_the_same_wherever_it_is_put(tmp_path: Path) -> Non
 
 positive = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
 share = st.floats(0, 1, exclude_max=True)
-text = st.text(st.characters(codec="utf-8"), min_size=1)
+text = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda found: "://" not in found)
 
 
 def table(required: dict[str, st.SearchStrategy[Any]], **optional: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -463,6 +463,9 @@ documents = table(
     optimizer=optimizers,
     stopping=table({}, target_loss=share, patience=st.integers(1, 9), max_seconds=positive),
     metrics=table({}, port=st.integers(0, 65535), sd_dir=text, linger_seconds=share),
+    storage=table(
+        {}, endpoint=st.just("http://127.0.0.1:9000"), region=text, anonymous=st.booleans(), attempts=st.integers(1, 9)
+    ),
     checkpoint=table({}, every_epochs=st.integers(1, 9), keep=st.integers(1, 9)),
     workers=table({}, count=st.integers(1, 3), cpus=positive, wait_seconds=positive),
 )
