@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.launch import IN_PROCESS, LOCAL, connected, follow, launch
+from cluster.follow import follow
+from cluster.launch import IN_PROCESS, LOCAL, connected, launch
 from coordinator.job import JobSpec, parse_job
 from coordinator.pool import WorkersSpec
 from coordinator.records import Event, Finished, Summary

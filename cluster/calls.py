@@ -6,7 +6,18 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
+
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
+
+_CAUSES: Final = {
+    "NODE_OUT_OF_MEMORY": "Ray ended it, since its node had hardly any memory left",
+    "low on memory": "Ray ended it, since its node had hardly any memory left",
+    "node has died": "its node is gone",
+    "worker process has died": "its process died",
+    "killed by `ray.kill`": "it was ended by `ray.kill`",
+}
+"""What Ray's paragraphs about an actor's death come to, by words that are found in them; the first that is."""
 
 
 class Calls:
@@ -50,11 +61,18 @@ class Calls:
 
 
 def death_cause(error: BaseException) -> str:
-    """Return why an actor died, out of the paragraph that Ray has about it."""
+    """Return why an actor is lost, in a few words in place of the paragraphs that Ray has about it."""
     text = str(error)
-    if "its node has died" in text:
-        return "its node is gone"
-    return "its process died" if "its worker process has died" in text else first_line(error)
+    if isinstance(error, ActorUnavailableError):
+        return "it can't be reached"
+    if isinstance(error, ObjectLostError):
+        return "what it had computed is gone"
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return text.strip().splitlines()[-1]
+    for words, cause in _CAUSES.items():
+        if words in text:
+            return cause
+    return first_line(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""After a command was killed outright: ending what its local Ray would leave behind.
+"""Ending what a local Ray would leave behind: after a command was killed outright, and after a start that took too long.
 
 When a driver dies by SIGKILL, its Ray ends its servers and workers within seconds, but two agents of the raylet's go on for a
 minute, trying to report the raylet's death to a server that is gone. A small process of our own waits for the raylet to end, and
@@ -10,11 +10,52 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 CHECK_SECONDS: Final = 0.5
+
+MOST_STARTS: Final = 3
+"""How often a node of Ray is started that does not come up in time."""
+
+T = TypeVar("T")
+
+
+class StartTimeoutError(RuntimeError):
+    """A node of Ray did not come up in time, however often it was started."""
+
+
+def start_anew_if_late(start: Callable[[], T]) -> T:
+    """Return what `start` does, which starts a node of Ray; one that was not up within Ray's 30 s is ended and started anew.
+
+    Raises:
+        StartTimeoutError: none came up in time.
+        Exception: whatever else `start` raises.
+    """
+    for _ in range(MOST_STARTS):
+        before = children_of(os.getpid())
+        try:
+            return start()
+        except Exception as error:  # Ray raises no narrower one
+            if "timed out during startup" not in str(error):
+                raise
+            for child in children_of(os.getpid()) - before:
+                _end_all(child)
+    raise StartTimeoutError(f"its node did not come up within 30 s, {MOST_STARTS} times over; the machine has too much to do")
+
+
+def _end_all(child: int) -> None:
+    """Kill a process of ours and whatever it has started."""
+    doomed = [child]
+    for process in doomed:
+        doomed += children_of(process)
+    for process in doomed:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        os.waitpid(child, 0)
 
 
 def end_agents_with(raylet: int) -> subprocess.Popen[bytes]:

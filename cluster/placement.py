@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from coordinator.dispatch import PoolError
 from coordinator.pool import Placement, WorkersSpec
@@ -72,6 +72,13 @@ def _wanted(spec: WorkersSpec) -> str:
 def among(group: PlacementGroup | None) -> Any:
     """Return the scheduling strategy for an actor at one of the places; without a group, wherever Ray puts it."""
     return PlacementGroupSchedulingStrategy(group) if group is not None else "DEFAULT"
+
+
+def near(node: str, group: PlacementGroup) -> Any:
+    """Return the scheduling strategy for an actor that goes where another was, if that node is still there, else to a place."""
+    state: Any = ray
+    there = node and any(found["NodeID"] == node and found["Alive"] for found in state.nodes())
+    return NodeAffinitySchedulingStrategy(node, soft=True) if there else among(group)
 
 
 def beside(placement: Placement) -> Any:

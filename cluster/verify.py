@@ -7,7 +7,8 @@ from tempfile import TemporaryDirectory
 from time import time
 
 from cluster.display import Trial
-from cluster.launch import LOCAL, connected, follow
+from cluster.follow import follow
+from cluster.launch import LOCAL, connected
 from coordinator.check import check_job
 from coordinator.job import JobSpec
 from coordinator.pool import WorkersSpec

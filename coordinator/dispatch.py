@@ -17,6 +17,9 @@ REMEMBERED: Final = 32
 
 PATIENCE_FACTOR: Final = 10.0
 
+RESTARTED_SECONDS: Final = 15.0
+"""How long a run whose coordinator was lost waits for all of its workers. Fewer would read all of the shards."""
+
 
 class PoolError(RuntimeError):
     """The workers can't go on: too few of them, one slice that they all die of, or the cluster failed."""
@@ -56,9 +59,17 @@ class Dispatcher:
         self.seconds: dict[int, float] = {}
         self._durations: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
-    def assemble(self) -> None:
-        """Wait until there are as many workers as the run is to begin with. Raises PoolError where they don't come."""
-        self._await_members(self._spec.first)
+    def assemble(self, *, restarted: bool = False) -> None:
+        """Wait until there are as many workers as the run is to begin with.
+
+        Where the run is `restarted`, those of a node that was lost may never come: after a while it goes on with as few as any
+        run may go on with.
+
+        Raises:
+            PoolError: they don't come.
+        """
+        if not restarted or not self._gather(self._spec.first, min(RESTARTED_SECONDS, self._spec.wait_seconds)):
+            self._await_members(self._spec.least if restarted else self._spec.first)
         self._assembled = True
 
     def learn_to_load(self, load: Callable[[Shards], PrepareShards]) -> None:
@@ -152,15 +163,21 @@ class Dispatcher:
         return self.crew.answers
 
     def _await_members(self, wanted: int, patience: float | None = None) -> None:
-        until = monotonic() + self._spec.wait_seconds
+        if not self._gather(wanted, self._spec.wait_seconds, patience):
+            raise PoolError(
+                f"the cluster placed {self.crew.members} of {wanted} workers of {self._spec.cpus:g} CPUs within "
+                f"{self._spec.wait_seconds:g} s; ask for fewer or smaller workers, or raise workers.wait_seconds"
+            )
+
+    def _gather(self, wanted: int, seconds: float, patience: float | None = None) -> bool:
+        """Return whether there are so many members within so many seconds."""
+        until = monotonic() + seconds
         while self.crew.members < wanted:
             left = until - monotonic()
             if left <= 0:
-                raise PoolError(
-                    f"the cluster placed {self.crew.members} of {wanted} workers of {self._spec.cpus:g} CPUs within "
-                    f"{self._spec.wait_seconds:g} s; ask for fewer or smaller workers, or raise workers.wait_seconds"
-                )
+                return False
             self._listen(left, patience)
+        return True
 
     def _listen(self, seconds: float, patience: float | None) -> None:
         for event in self._pool.wait(seconds):

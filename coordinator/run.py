@@ -61,6 +61,8 @@ class Order:
         began: when the user asked for the run, in seconds since the epoch.
         resume: go on with the run that the directory holds, from its newest checkpoint.
         resume_if_begun: do so if the directory holds a run, else begin one.
+        restarted: the coordinator before this one was lost, and maybe some of the workers' places with it.
+        checkpointed: it had told of a checkpoint, so that the run is not to begin anew.
     """
 
     job: JobSpec
@@ -68,6 +70,8 @@ class Order:
     began: float
     resume: bool = False
     resume_if_begun: bool = False
+    restarted: bool = False
+    checkpointed: bool = False
 
 
 def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[Event]:
@@ -103,7 +107,12 @@ def decided(order: Order) -> Order:
 
 
 def check_directory(order: Order) -> None:
-    """Raise a UserError if the run directory is not fit for the order."""
+    """Raise a UserError if the run directory is not fit for the order, a PoolError if a lost coordinator's is not seen here."""
+    if order.checkpointed and not holds_run(order.directory):
+        raise PoolError(
+            f"the coordinator was started anew on {socket.gethostname()}, where {order.directory} does not hold the run; "
+            "give a --run-dir that all nodes see, or go on with --resume where it is seen"
+        )
     if not order.resume:
         check(order.directory)
     elif not holds_run(order.directory):
@@ -136,7 +145,7 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
         job.data.shards,
         lambda number, theirs: compare_fingerprints(ours, theirs, f"worker {number} has", job),
     )
-    dispatcher.assemble()
+    dispatcher.assemble(restarted=order.restarted)
     inspection = inspection.counted(_count(dispatcher, inspection, job.data.shards))
     setup = make_setup(job, inspection, make_plan(job, inspection))
 
@@ -152,6 +161,11 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
     start, warnings = Snapshot(Progress(), updater.start(weights_P), weights_P), list[str]()
     if order.resume:
         checkpoint, warnings = find_checkpoint(checkpoints(order.directory))
+        if checkpoint is None and order.checkpointed:
+            raise PoolError(
+                f"the coordinator was started anew, and {checkpoints(order.directory)} has no checkpoint any more; "
+                "restore one and go on with --resume, or begin a new run in another directory"
+            )
         if checkpoint is not None:
             warnings += check_origin(checkpoint, origin, job)
             start = checkpoint.snapshot

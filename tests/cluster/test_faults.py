@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from ray._private.state import actors
 
-from cluster.launch import IN_PROCESS, follow, launch
+from cluster.follow import follow
+from cluster.launch import IN_PROCESS, launch
+from coordinator.dispatch import PoolError
 from coordinator.job import JobSpec
-from coordinator.records import EpochDone, Event, Finished, Noticed, Started, Summary
+from coordinator.records import Checkpointed, EpochDone, Event, Finished, Noticed, Started, Summary
 from coordinator.run import Order
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -121,6 +123,28 @@ def test_a_coordinator_that_is_killed_goes_on_from_its_checkpoint(small_job: Job
     assert any("the coordinator was lost" in notice for notice in notices)
     lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert [f'{{"epoch": {epoch},' for epoch in range(1, summary.epochs + 1)] == [line[: line.index(",") + 1] for line in lines]
+
+
+def test_what_had_a_checkpoint_is_not_begun_anew_where_the_run_directory_is_not_seen(small_job: Jobs, tmp_path: Path) -> None:
+    events: list[Event] = []
+
+    def hide_directory() -> None:
+        (coordinator,) = processes("CoordinatorActor")
+        os.kill(coordinator, signal.SIGSTOP)  # so that it does not write there any more
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        os.kill(coordinator, signal.SIGKILL)
+
+    def follow_to_the_end() -> None:
+        for event in begin(small_job(ENDLESS), tmp_path / "run"):
+            if isinstance(event, Checkpointed) and not any(isinstance(before, Checkpointed) for before in events):
+                hide_directory()
+            events.append(event)
+
+    with pytest.raises(PoolError, match=f"{tmp_path / 'run'} does not hold the run; give a --run-dir that all nodes see"):
+        follow_to_the_end()
+    assert sum(isinstance(event, Started) for event in events) == 1
+    assert events[-1] == Noticed(message="the coordinator was lost: its process died; a new one is started")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_coordinator_that_is_killed_is_announced_anew_and_taken_back_in_the_end(small_job: Jobs, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from cluster.launch import IN_PROCESS, follow, launch
+from cluster.follow import follow
+from cluster.launch import IN_PROCESS, launch
 from coordinator.dispatch import PoolError
 from coordinator.job import JobSpec
 from coordinator.records import EpochDone, Event, Finished, Noticed, Started, Summary

@@ -9,7 +9,7 @@ import pytest
 from coordinator.ahead import Ahead, RoundRun
 from coordinator.crew import Answered, Joined, Lost
 from coordinator.crew import Event as PoolEvent
-from coordinator.dispatch import PoolError
+from coordinator.dispatch import Dispatcher, PoolError
 from coordinator.pool import InProcessPool, RunsAhead, WorkersSpec
 from coordinator.records import Event, Finished, Noticed, RoundDone, Summary
 from coordinator.update import Parameters, Updater
@@ -124,6 +124,17 @@ def dies_in(kind: type[Task], *deaths: tuple[int, int]) -> Fate:
         return "killed" if (worker, tasks[worker] - 1) in deaths else None
 
     return fate
+
+
+def test_a_run_whose_coordinator_was_lost_begins_with_as_few_as_it_may_go_on_with() -> None:
+    spec = WorkersSpec(count=2, wait_seconds=0.01)
+    with pytest.raises(PoolError, match="placed 1 of 2 workers"):
+        Dispatcher(ScriptedPool(1), spec, 4, lambda *_: None).assemble()
+    dispatcher = Dispatcher(ScriptedPool(1), spec, 4, lambda *_: None)
+    dispatcher.assemble(restarted=True)
+    assert dispatcher.crew.members == 1
+    with pytest.raises(PoolError, match="placed 0 of 1 workers"):
+        Dispatcher(ScriptedPool(0), spec, 4, lambda *_: None).assemble(restarted=True)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import tomli_w
 
 from coordinator.checkpoint import CheckpointError, decode, superfluous
+from coordinator.dispatch import PoolError
 from coordinator.job import load_job
 from coordinator.pool import InProcessPool
 from coordinator.records import Event, Finished, Noticed, Summary
@@ -220,3 +221,22 @@ def test_another_machine_is_told_or_refused(job: Document, tmp_path: Path, monke
         go(tmp_path, job, "run", resume=True, job__reproducible="strict")
     events = go(tmp_path, job, "run", resume=True)
     assert any(isinstance(event, Noticed) and "the bits may differ" in event.message for event in events)
+
+
+@pytest.mark.parametrize("lost", [".", "checkpoints"])
+def test_a_coordinator_started_anew_does_not_begin_anew_what_had_a_checkpoint(lost: str, tmp_path: Path, job: Document) -> None:
+    go(tmp_path, job, "run", after=6)
+    shutil.rmtree(tmp_path / "run" / lost)
+    spec = load_job(tmp_path / "job.toml", {})
+    order = Order(spec, tmp_path / "run", time(), resume_if_begun=True, restarted=True, checkpointed=True)
+    told = {".": "does not hold the run; give a --run-dir that all nodes see", "checkpoints": "has no checkpoint any more"}
+    with pytest.raises(PoolError, match=f"the coordinator was started anew.*{told[lost]}"), one_thread():
+        list(run(order, InProcessPool(2), lambda: False))
+    assert not (tmp_path / "run").exists() or lost != "."
+
+
+def test_a_coordinator_started_anew_before_the_first_checkpoint_begins_anew(tmp_path: Path, job: Document) -> None:
+    calm = summary_of(go(tmp_path, job, "calm"))
+    order = Order(load_job(tmp_path / "job.toml", {}), tmp_path / "run", time(), resume_if_begun=True, restarted=True)
+    with one_thread():
+        assert summary_of(list(run(order, InProcessPool(2), lambda: False))).weights_digest == calm.weights_digest

@@ -16,7 +16,7 @@ import tomli_w
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 
-from cluster.orphans import children_of
+from cluster.orphans import children_of, start_anew_if_late
 
 Document = dict[str, dict[str, Any]]
 SECONDS = 600.0
@@ -29,11 +29,17 @@ HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000,
 def cluster() -> Iterator[Cluster]:
     """A node for the command alone, and three with two CPUs each."""
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    for _ in range(NODES):
-        cluster.add_node(num_cpus=2)
-    yield cluster
-    cluster.shutdown()
+    cluster = start_anew_if_late(lambda: Cluster(initialize_head=True, head_node_args=head))
+    try:
+        for _ in range(NODES):
+            add_node(cluster)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def add_node(cluster: Cluster) -> None:
+    start_anew_if_late(lambda: cluster.add_node(num_cpus=2))
 
 
 @contextmanager
@@ -45,9 +51,11 @@ def training(cluster: Cluster, document: Document, folder: Path) -> Iterator["su
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         limit = threading.Timer(SECONDS, process.kill)
         limit.start()
-        yield process
-        limit.cancel()
-        process.kill()
+        try:
+            yield process
+        finally:
+            limit.cancel()
+            process.kill()
 
 
 def created_bytes(nodes: list[Any]) -> list[int]:
@@ -124,27 +132,31 @@ def test_nodes_may_come_and_go_the_coordinators_too(
     cluster: Cluster, blobs_job: Document, run_job: Callable[..., Any], tmp_path: Path
 ) -> None:
     blobs_job["training"]["epochs"] = 10_000_000
-    blobs_job["workers"] = {"min": 2, "max": NODES, "cpus": 2.0, "placement": "spread", "deadline_seconds": SECONDS}
+    blobs_job["workers"] = {"count": NODES, "cpus": 2.0, "placement": "spread", "deadline_seconds": SECONDS}
     blobs_job["metrics"] = {"port": 0}
     with training(cluster, blobs_job, tmp_path) as process:
         output = Output(process)
-        present = int(output.until(r"on (\d) workers?,")[1])
+        output.until(rf"on {NODES} workers,")
         output.until("^metrics: http://")
-        for _ in range(NODES - present):
-            output.until("worker . joined")
         output.until("^epoch")
         nodes = [node for node in cluster.list_all_nodes() if node is not cluster.head_node]
         ((home, _),) = coordinators(nodes)
 
         cluster.remove_node(next(node for node in nodes if node is not home), allow_graceful=False)
-        output.until("was lost")
+        assert output.until(r"worker \d+ was lost: (.*); the others take over its shards")[1] in (
+            "its node is gone",
+            "it can't be reached",
+        )
         output.until("^epoch")
-        cluster.add_node(num_cpus=2)
-        output.until("worker . joined")
+        add_node(cluster)
+        output.until(r"worker \d+ joined")
         output.until("^epoch")
 
+        # Its place is gone with it, so the new coordinator has fewer workers than the run began with.
         cluster.remove_node(home, allow_graceful=False)
-        output.until("the coordinator was lost; a new one goes on from the last checkpoint")
+        assert output.until("the coordinator was lost: (.*); a new one is started")[1] == "its node is gone"
+        assert 1 <= int(output.until(r"on (\d+) workers?,")[1]) < NODES
+        output.until(r"going on after [\d,]+ rounds")
         output.until("^metrics: http://")
         output.until("^epoch")
         process.send_signal(signal.SIGINT)

@@ -1,0 +1,29 @@
+"""What Ray's errors come to in a few words."""
+
+import pytest
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
+
+from cluster.calls import death_cause
+
+PARAGRAPH = "The actor died unexpectedly before finishing this task.\n\tclass_name: WorkerActor\n\tpid: 7\n"
+ENDED = PARAGRAPH + "The actor is dead because its worker process has died. Worker exit type: "
+UNSEEN = "RpcError: RPC Error message: failed to connect to all addresses; last error: UNKNOWN; RPC Error details: "
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (
+            RayActorError("7", PARAGRAPH + "The actor died because its node has died. Node Id: 5\n\tterminated"),
+            "its node is gone",
+        ),
+        (RayActorError("7", ENDED + "SYSTEM_ERROR"), "its process died"),
+        (RayActorError("7", ENDED + "NODE_OUT_OF_MEMORY"), "Ray ended it, since its node had hardly any memory left"),
+        (RayActorError("7", "an error raised in its creation task, ray::X()\nValueError: no\n", True), "ValueError: no"),
+        (ActorUnavailableError(UNSEEN, None), "it can't be reached"),
+        (ObjectLostError("00ff", None, "stack"), "what it had computed is gone"),
+        (RayActorError("7", "Something new.\nAt length."), "Something new."),
+    ],
+)
+def test_why_an_actor_is_lost_is_told_in_a_few_words(error: Exception, cause: str) -> None:
+    assert death_cause(error) == cause
