@@ -59,7 +59,7 @@ def plan_columns(columns: Columns, encoding: Encoding, scan: Scan) -> list[Colum
                 type=_type(column),
                 missing=_missing(known),
                 values=_values(Feature(column=column), known),
-                becomes="target, standardised" if encoding.label.scaling is not None else "target",
+                becomes="target" + ", standardised" * columns.scale_target + ", classes balanced" * columns.balanced,
                 width=len(column.names) if encoding.label.classes is None else encoding.outputs,
             )
         )

@@ -27,10 +27,10 @@ class Errors:
     error_rate: float | None
 
     @classmethod
-    def of(cls, sums: ErrorSums) -> Self:
-        """Divide, once, the sums over all rows. Raises DataError where these have no weight."""
+    def of(cls, sums: ErrorSums, rows: str = "rows") -> Self:
+        """Divide, once, the sums over all of some `rows`. Raises DataError where these have no weight."""
         if not sums.weight:
-            raise DataError("none of the rows has any weight; data.weight and data.unlabelled say which have")
+            raise DataError(f"none of the {rows} has any weight; data.weight and data.unlabelled say which have")
         entries = sums.weight * sums.outputs
         return cls(
             loss=sums.loss / sums.weight,

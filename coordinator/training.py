@@ -145,7 +145,9 @@ class Training:
         if validation is not None and not validation.finite:
             return "diverged", f"the validation error is not finite after round {self._ledger.rounds}"
         evaluate_seconds = perf_counter() - began if validation is not None else 0.0
-        record = self._ledger.close_epoch(Errors.of(validation) if validation is not None else None, self._seconds)
+        record = self._ledger.close_epoch(
+            Errors.of(validation, "validation rows") if validation is not None else None, self._seconds
+        )
         best_only = self._job.training.keep == "best" and self._has_validation
         if not best_only or self._ledger.standing.improved:
             self._ledger.kept, self._kept_P = record, self._parameters.weights_P.copy()

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import pyarrow as pa
 
-from worker.columns import ACCEPTED_TYPES, NUMBERS, Column, Columns, Feature, Kind, describe_type
+from worker.columns import ACCEPTED_TYPES, NUMBERS, Column, Columns, Feature, Kind, describe_type, value_names
 from worker.data import ColumnSpec, DataSpec, Part
 from worker.errors import JobError, require
 from worker.model import ModelSpec
@@ -76,7 +76,8 @@ def _feature(column: Column, data: DataSpec, names: list[str]) -> Feature:
         found = [getattr(exact, key), *(value for spec in globs if _fits(column, key, value := getattr(spec, key), kind))]
         return next((value for value in found if value is not None), None)
 
-    missing, fill = given("missing") or data.missing, given("fill")
+    missing = given("missing") or data.missing
+    fill = given("fill") if missing == "constant" else None
     key = f"data.columns.{column.name}"
     require(exact.fill is None or missing == "constant", f"{key}.fill", f'has no use with missing = "{missing}"; leave it out')
     require(not exact.cyclical or bool(given("parts")), f"{key}.cyclical", f"needs {key}.parts; name at least one")
@@ -172,6 +173,9 @@ def _typed(schema: pa.Schema, name: str, key: str) -> Column:
 def _check_labels(labels: tuple[Column, ...], model: ModelSpec) -> None:
     first = labels[0]
     if model.task == "regression":
+        names = value_names(labels)
+        doubled = next((name for name in names if names.count(name) > 1), None)
+        require(doubled is None, "data.label", f"picks two values named '{doubled}'; rename the column of that name")
         for column in labels:
             require(
                 column.kind in NUMBERS,

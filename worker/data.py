@@ -99,6 +99,8 @@ class DataSpec:
         for name, spec in self.columns.items():
             _check_values(f"data.columns.{name}", spec.fill, spec.categories)
             require(spec.parts != (), f"data.columns.{name}.parts", "is empty; name at least one, or leave it out")
+            doubled = next((part for part in spec.parts or () if (spec.parts or ()).count(part) > 1), None)
+            require(doubled is None, f"data.columns.{name}.parts", f"names {doubled} more than once")
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 Shapes: N rows, V values of a column, F inputs that it becomes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,12 +61,8 @@ class NumberInputs:
         names = feature.numbers.names
         empty = [name for name, count in zip(names, known.count_V, strict=True) if not count]
         require(not empty, "data.features", f"column '{next(iter(empty), '')}' has no value in any training row; leave it out")
-        fill, (shift, scale) = _fill(feature, known), scaling(feature.scale, known)
-        require(
-            bool(np.isfinite([*(fill or ()), *shift, *scale]).all()),
-            "data.features",
-            f"column '{feature.column.name}' has numbers too large for what is to be done with them; mend or leave out the rows",
-        )
+        fill, (shift, scale) = _fill(feature, known), scaling(feature.scale, known, "data.features", feature.column)
+        _require_usable(fill or (), "data.features", feature.column)
         indicators = np.flatnonzero(known.count_V < known.rows).tolist() if feature.missing == "indicator" else ()
         return cls(numbers=feature.numbers, fill=fill, indicators=tuple(indicators), shift=shift, scale=scale)
 
@@ -114,8 +111,12 @@ def _fill(feature: Feature, known: Statistics) -> tuple[float, ...] | None:
     return tuple(known.mean_V.tolist())
 
 
-def scaling(scale: Scale, known: Statistics) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return what to subtract from each value, and then to divide it by."""
+def scaling(scale: Scale, known: Statistics, key: str, column: Column) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return what to subtract from each value, and then to divide it by.
+
+    Raises:
+        JobError: at `key`, where that can't be told in float64: the column's values are too large or too close together.
+    """
     match scale:
         case "standard":
             shift_V, divisor_V = known.mean_V, np.sqrt(known.squares_V / known.count_V)
@@ -124,7 +125,19 @@ def scaling(scale: Scale, known: Statistics) -> tuple[tuple[float, ...], tuple[f
         case "none":
             shift_V, divisor_V = np.zeros_like(known.mean_V), np.ones_like(known.mean_V)
     # By the range and not by the divisor: the deviation of a constant may be rounding noise.
-    return tuple(shift_V.tolist()), tuple(np.where(known.high_V > known.low_V, divisor_V, 1.0).tolist())
+    divisor_V = np.where(known.high_V > known.low_V, divisor_V, 1.0)
+    with np.errstate(divide="ignore"):
+        _require_usable([*shift_V, *divisor_V, *(1.0 / divisor_V)], key, column)
+    return tuple(shift_V.tolist()), tuple(divisor_V.tolist())
+
+
+def _require_usable(found: Sequence[float], key: str, column: Column) -> None:
+    require(
+        bool(np.isfinite(found).all()),
+        key,
+        f"column '{column.name}' has numbers too large, or too close together, for what is to be done with them; mend or leave "
+        "out the rows",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,13 +34,15 @@ class Scan:
         features: of each column to learn from.
         classes: of the label; None for regressions.
         targets: of each column of a regression's label; else empty.
-        weights: of the rows; None where they have none.
+        weights: of the rows that have a label; None where they have none.
+        unlabelled: rows without a label, or without one of its values.
     """
 
     features: tuple[Statistics | Counts, ...]
     classes: Counts | None
     targets: tuple[Statistics, ...] = ()
     weights: Statistics | None = None
+    unlabelled: int = 0
 
     def __add__(self, other: Self) -> "Scan":
         """Return what is known of both sets of rows."""
@@ -49,6 +51,7 @@ class Scan:
             None if self.classes is None or other.classes is None else self.classes + other.classes,
             tuple(left + right for left, right in zip(self.targets, other.targets, strict=True)),
             None if self.weights is None or other.weights is None else self.weights + other.weights,
+            self.unlabelled + other.unlabelled,
         )
 
 
@@ -125,14 +128,22 @@ def _scan_block(table: pa.Table, columns: Columns, model: ModelSpec, where: Wher
         else _statistics(table, feature, where, model.dtype)
         for feature in columns.features
     )
-    weights = None if columns.weight is None else Statistics.of(read_weights(table, columns.weight, where))
-    if model.task != "regression":
-        return Scan(features, count_labels(table, columns.labels[0], where, gaps=columns.unlabelled), (), weights)
-    targets = tuple(
-        Statistics.of(_finite_numbers(table, Numbers(column), where, model.dtype, gaps=columns.unlabelled))
-        for column in columns.labels
-    )
-    return Scan(features, None, targets, weights)
+    classes: Counts | None = None
+    targets: list[Statistics] = []
+    missing_N = np.zeros(table.num_rows, np.bool_)
+    for column in columns.labels:
+        if model.task != "regression":
+            labels = label_values(table, column, where, gaps=columns.unlabelled)
+            classes, missing_N = _counts(labels), labels.is_null().to_numpy(zero_copy_only=False)
+        else:
+            values_NV = _finite_numbers(table, Numbers(column), where, model.dtype, gaps=columns.unlabelled)
+            targets.append(Statistics.of(values_NV))
+            missing_N |= np.isnan(values_NV).any(axis=1)
+    weights = None
+    if columns.weight is not None:
+        weights_N1 = read_weights(table, columns.weight, where)
+        weights = Statistics.of(np.where(missing_N[:, np.newaxis], np.nan, weights_N1))
+    return Scan(features, classes, tuple(targets), weights, int(missing_N.sum()))
 
 
 def _statistics(table: pa.Table, feature: Feature, where: Where, dtype: str) -> Statistics:
@@ -152,7 +163,10 @@ def _finite_numbers(table: pa.Table, numbers: Numbers, where: Where, dtype: str,
 
 def count_labels(table: pa.Table, column: Column, where: Where, *, gaps: bool) -> Counts:
     """Return how often each class or category occurs. Raises DataError as `label_values` does."""
-    labels = label_values(table, column, where, gaps=gaps)
+    return _counts(label_values(table, column, where, gaps=gaps))
+
+
+def _counts(labels: pa.Array) -> Counts:
     found = pc.value_counts(labels.drop_null())
     counts = dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True))
     return Counts(counts, labels.null_count)

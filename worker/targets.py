@@ -60,9 +60,10 @@ class Targets:
         _check_classes(classes, columns, model)
         for column, known in zip(columns.labels, scan.targets, strict=not classes):
             require(bool(known.count_V.all()), "data.label", f"column '{column.name}' has no value in any training row")
-        weighs = scan.weights is None or bool(scan.weights.high_V[0] > 0)
-        require(weighs, "data.weight", "no training row weighs more than 0")
-        parts = [scaling("standard", known) for known in scan.targets] if columns.scale_target else []
+        weighs = scan.weights is None or bool(scan.weights.high_V.astype(model.dtype)[0] > 0)
+        require(weighs, "data.weight", f"no training row that has a label weighs more than 0 in {model.dtype}")
+        known_columns = zip(columns.labels, scan.targets, strict=not classes) if columns.scale_target else ()
+        parts = [scaling("standard", known, "data.label", column) for column, known in known_columns]
         shift = tuple(entry for column, _ in parts for entry in column)
         scale = tuple(entry for _, column in parts for entry in column)
         return cls(
@@ -192,7 +193,8 @@ def _check_classes(classes: tuple[Label, ...] | None, columns: Columns, model: M
     require(
         len(classes) > 1,
         "data.label",
-        f"column '{name}' has only one class in the training rows ({shown}); at least 2 are needed",
+        f"column '{name}' has {f'only one class in the training rows ({shown})' if classes else 'no value in any training row'}; "
+        "at least 2 are needed",
     )
     require(
         model.task != "binary" or len(classes) == 2,

@@ -56,6 +56,7 @@ UNKNOWN = [
     ("model.hiden", "did you mean 'hidden'", document(model={"hiden": [3]})),
     ("data.columns.age.scael", "did you mean 'scale'", document(data={"columns": {"age": {"scael": "minmax"}}})),
     ("data.columns.age.missing", "did you mean 'median'?", document(data={"columns": {"age": {"missing": "medain"}}})),
+    ("data.columns.age.parts", "names hour more than once", document(data={"columns": {"age": {"parts": ["hour", "hour"]}}})),
     ("data.columns.age.parts[1]", "did you mean 'hour'?", document(data={"columns": {"age": {"parts": ["days", "hours"]}}})),
     ("data.columns.age.categories", "must be a whole number", document(data={"columns": {"age": {"categories": "x"}}})),
     ("data.columns.age", "must be a table of keys", document(data={"columns": {"age": 3}})),

@@ -211,7 +211,7 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], type[UserError], str]] =
         rows(x0=holed(rows()["x0"], 20, 1e300)),
         {"data.scale": "standard", "model.dtype": "float64"},
         JobError,
-        "data.features: column 'x0' has numbers too large for what is to be done with them",
+        "data.features: column 'x0' has numbers too large, or too close together, for what is to be done with them",
     ),
     "missing file": (rows(), {"data.train": "rose.parquet"}, JobError, "data.train: no such file or folder:"),
     "missing validation file": (rows(), {"data.validation": "x.csv"}, JobError, "data.validation: no such file or folder:"),

@@ -254,6 +254,15 @@ def test_rounds_in_which_nothing_has_any_weight_change_nothing(run_job: Run, ren
     assert summary.train.loss == pytest.approx(sum(event.loss for event in rounds) / 3)
 
 
+def test_validation_rows_without_any_weight_are_told_from_training_rows(run_job: Run, rent_job: Document, tmp_path: Path) -> None:
+    rent_job["data"] |= {"train": "rent.parquet", "validation": "new.parquet", "weight": "lift"}
+    table = pq.read_table(tmp_path / "rent.parquet")
+    pq.write_table(table.set_column(2, "lift", pa.array([False] * ROWS)), tmp_path / "new.parquet")
+
+    with pytest.raises(DataError, match="none of the validation rows has any weight; data"):
+        run_job(rent_job)
+
+
 def test_a_table_in_which_nothing_has_any_weight_has_no_errors(run_job: Run, rent_job: Document, tmp_path: Path) -> None:
     rent_job["data"] |= {"unlabelled": "ignore"}
     run_job(rent_job)
@@ -325,6 +334,17 @@ def test_check_tells_what_becomes_of_each_column(rent_job: Document, tmp_path: P
     assert (found["lift"].type, found["lift"].values) == ("boolean", "false, true")
     assert (found["rent"].becomes, found["rent"].width) == ("target, standardised", 1)
     assert list(found)[-1] == "rent"
+
+
+def test_check_tells_of_weights(rent_job: Document, tmp_path: Path) -> None:
+    rent_job["data"] |= {"label": "town", "unlabelled": "ignore", "weight": "floor", "class_weights": "balanced", "columns": {}}
+    rent_job["data"]["scale_target"] = "none"
+    rent_job["model"]["task"] = "classification"
+
+    found = checked(rent_job, tmp_path)
+
+    assert (found["town"].becomes, found["town"].width) == ("target, classes balanced", 4)
+    assert (found["floor"].becomes, found["floor"].values, found["floor"].width) == ("weight", "0 to 3", 0)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,13 @@ def test_columns_that_do_not_fit_are_refused_by_key_and_name(model: ModelSpec, o
     assert str(caught.value).startswith(message)
 
 
+def test_two_targets_of_one_name_are_refused() -> None:
+    schema = pa.schema({"a": pa.list_(pa.float32(), 2), "a[1]": pa.float32(), "x": pa.float32()})
+
+    with pytest.raises(JobError, match=r"^data\.label: picks two values named 'a\[1\]'; rename the column of that name"):
+        choose_columns(schema, DataSpec(train="rows.parquet", label="a*"), REGRESSION)
+
+
 @pytest.mark.parametrize("label", ["size", "kind", "x10"])
 @pytest.mark.parametrize("model", [CLASSIFICATION, BINARY])
 def test_class_labels_are_whole_numbers_text_or_booleans(model: ModelSpec, label: str) -> None:
@@ -192,6 +199,15 @@ def test_what_a_glob_says_counts_for_the_columns_that_it_fits() -> None:
         column=Column("price", "number"), scale="minmax", missing="mean", fill=0.0
     )
     assert feature("when", columns=columns).parts == ("month",)
+
+
+def test_what_a_glob_fills_in_counts_where_gaps_are_filled_with_a_constant() -> None:
+    columns = {"*": ColumnSpec(fill="unknown"), "size": ColumnSpec(kind="category", missing="constant", fill=3.0)}
+
+    filled, indicated = (feature("kind", columns=columns, missing=missing) for missing in ("constant", "indicator"))
+
+    assert (filled.missing, filled.fill) == ("constant", "unknown")
+    assert (indicated.missing, indicated.fill) == ("indicator", None)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,16 @@ def test_gaps_are_filled_and_numbers_scaled_as_by_scikit_learn(missing: Any, sca
     np.testing.assert_allclose(encoded(encoding, as_columns(other)), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("values", [[1e-170, 2e-170], [1e300, -1e300]])
+def test_numbers_whose_deviation_float64_cannot_tell_are_not_standardised(values: list[float]) -> None:
+    with pytest.raises(JobError, match=r"^data\.features: column 'x' has numbers too large, or too close together, for what is"):
+        fit({"x": values}, shards=1, scale="standard")
+
+    found = encoded(fit({"x": [1e-170, 2e-170]}, shards=1, scale="minmax"), {"x": [1e-170, 2e-170]})
+
+    assert found.tolist() == [[0], [1]]
+
+
 def test_an_indicator_says_which_values_were_missing() -> None:
     training, other = gappy_matrix(), gappy_matrix(40)[::-1]
     encoding = fit(as_columns(training), missing="indicator")
@@ -198,7 +208,8 @@ def test_whole_numbers_that_became_floating_point_for_their_gaps_are_still_categ
     encoding = fit({"x": pa.array([3, None, 8])}, shards=1, columns={"x": ColumnSpec(kind="category", missing="indicator")})
 
     assert encoding.input_names == ["x=3", "x=8", "x=(missing)"]
-    assert encoded(encoding, {"x": np.array([8.0, np.nan])}).tolist() == [[0, 1, 0], [0, 0, 1]]
+    for precision in (np.float16, np.float32, np.float64):
+        assert encoded(encoding, {"x": np.array([8.0, np.nan], precision)}).tolist() == [[0, 1, 0], [0, 0, 1]]
     with pytest.raises(DataError, match=r"^rows\.csv: row 2, column 'x': 3\.5 is no class; accepted are whole numbers"):
         encoded(encoding, {"x": [3.0, 3.5]})
 

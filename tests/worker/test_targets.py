@@ -95,7 +95,32 @@ def test_a_row_without_a_weight_is_named() -> None:
 @pytest.mark.parametrize(
     ("columns", "model", "options", "message"),
     [
-        ({"y": [1, 2], "w": [0, 0]}, CLASSIFICATION, {"weight": "w"}, "data.weight: no training row weighs more than 0"),
+        ({"y": [1, 2], "w": [0, 0]}, CLASSIFICATION, {"weight": "w"}, "data.weight: no training row that has a label weighs"),
+        ({"y": [1, 2], "w": [1e-60, 0]}, CLASSIFICATION, {"weight": "w"}, "data.weight: no training row that has a label weighs"),
+        (
+            {"y": ["a", "b", None], "w": [0, 0, 1]},
+            CLASSIFICATION,
+            {"weight": "w", "unlabelled": "ignore"},
+            "data.weight: no training row that has a label weighs more than 0 in float32",
+        ),
+        (
+            {"y": pa.array([[1.0, None], [1.0, 2.0]], pa.list_(pa.float64(), 2)), "w": [1, 0]},
+            REGRESSION,
+            {"weight": "w", "unlabelled": "ignore"},
+            "data.weight: no training row that has a label weighs more than 0 in float32",
+        ),
+        (
+            {"y": pa.array([None, None], pa.string())},
+            CLASSIFICATION,
+            {"unlabelled": "ignore"},
+            "data.label: column 'y' has no value in any training row; at least 2 are needed",
+        ),
+        (
+            {"y": [1e300, -1e300]},
+            REGRESSION,
+            {"scale_target": "standard"},
+            "data.label: column 'y' has numbers too large, or too close together, for what is to be done with them; mend or ",
+        ),
         ({"y": [1, 2], "w": ["a", "b"]}, CLASSIFICATION, {"weight": "w"}, "data.weight: column 'w' holds text; accepted are num"),
         ({"y": [1, 2], "w": [1, 2]}, CLASSIFICATION, {"weight": "v"}, "data.weight: no column matches 'v'; the columns are "),
         ({"y": [1, 2], "w1": [1, 2], "w2": [1, 2]}, CLASSIFICATION, {"weight": "w*"}, "data.weight: 'w*' picks 2 columns; name"),
