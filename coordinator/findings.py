@@ -1,11 +1,13 @@
 """What training and scoring go on in spite of, and the user should know of the data."""
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal
 
+import numpy as np
 import pyarrow as pa
 
-from worker.columns import Columns, Feature
+from worker.arrays import Floats
+from worker.columns import Column, Columns, Feature
 from worker.encoding import Encoding
 from worker.inputs import CategoryInputs
 from worker.model import ModelSpec
@@ -13,8 +15,28 @@ from worker.scan import Scan, count_labels
 from worker.statistics import Counts, Statistics
 from worker.values import Where
 
-EXACT: Final = {"float32": 2**24, "float64": 2**53}
+Precision = Literal["float32", "float64"]
+
+EXACT: Final[Mapping[Precision, int]] = {"float32": 2**24, "float64": 2**53}
 """Whole numbers up to these are exact, in each precision."""
+
+# All numbers are read in float64, before anything is done to them.
+SUBTRACT: Final = "subtract a number near all of them"
+REMEDIES: Final[Mapping[Precision, str]] = {"float32": "scale it or use float64", "float64": SUBTRACT}
+REMEDIES_OF_WHOLE: Final[Mapping[Precision, str]] = {
+    "float32": "scale it, make it a category, or use float64",
+    "float64": f"{SUBTRACT}, or make it a category",
+}
+REMEDIES_OF_TARGETS: Final[Mapping[Precision, str]] = {
+    "float32": 'set data.scale_target = "standard" or use float64',
+    "float64": SUBTRACT,
+}
+
+COARSE: Final = 0.01
+"""Share of the values' standard deviation: numbers so far apart, or farther, are too few to tell the values by."""
+
+NOTHING: Final = "nothing can be learnt of it; leave it out of data.features"
+CONSTANT: Final = f"the same value in all training rows: {NOTHING}"
 
 FEW_ROWS: Final = 20
 """Rows below which it says nothing that all categories differ."""
@@ -24,31 +46,77 @@ MOST_NAMED: Final = 3
 
 def findings(columns: Columns, model: ModelSpec, scan: Scan) -> list[str]:
     """Return a sentence for each kind of thing that is odd about the training rows."""
-    known = list(zip(columns.features, scan.features, strict=True))
-    constant = [name for feature, values in known for name in _constant(feature, values)]
-    inexact = [feature.column.name for feature, values in known if _inexact(feature, values, EXACT[model.dtype])]
-    different = [feature.column.name for feature, values in known if _all_differ(values)]
-    sentences = (
-        (constant, "the same value in all training rows: nothing can be learnt of it; leave it out of data.features"),
-        (inexact, f"whole numbers that differ by less than {model.dtype} can tell; scale it, make it a category, or use float64"),
-        (different, "another category in every training row: nothing can be learnt of it; leave it out of data.features"),
-    )
-    return [f"{_named(names)} {rest}" for names, rest in sentences if names] + _unlabelled(scan)
+    named: dict[str, list[str]] = {}
+    for name, what in (*_of_features(columns, model, scan), *_of_targets(columns, model, scan)):
+        named.setdefault(what, []).append(name)
+    return [f"{_named(names)} {what}" for what, names in named.items()] + _unlabelled(scan)
 
 
 def _unlabelled(scan: Scan) -> list[str]:
+    if not scan.unlabelled:
+        return []
+    rows = scan.targets[0].rows if scan.classes is None else scan.classes.rows
+    return [f"{scan.unlabelled:,} of {rows:,} training rows have no label; they are read and weigh nothing"]
+
+
+def _of_features(columns: Columns, model: ModelSpec, scan: Scan) -> Iterator[tuple[str, str]]:
+    """Yield what is odd about columns to learn from, each time with the name of the column or value."""
+    for feature, known in zip(columns.features, scan.features, strict=True):
+        name = feature.column.name
+        if isinstance(known, Counts):
+            if len(known.of) + (known.missing > 0) == 1:
+                yield name, CONSTANT
+            elif len(known.of) == known.rows >= FEW_ROWS:
+                yield name, f"another category in every training row: {NOTHING}"
+            continue
+        precision = _too_coarse(feature.column, known, model, scaled=feature.scale != "none")
+        if precision is None:
+            yield from ((value, CONSTANT) for value in _constant(feature, known))
+            continue
+        remedies = REMEDIES_OF_WHOLE if _whole(feature.column) else REMEDIES
+        yield name, _lost(feature.column, precision, remedies[precision])
+
+
+def _of_targets(columns: Columns, model: ModelSpec, scan: Scan) -> Iterator[tuple[str, str]]:
+    """Yield what is odd about a regression's targets, likewise."""
     if scan.classes is not None:
-        rows, missing = scan.classes.rows, scan.classes.missing
-    else:
-        rows, missing = scan.targets[0].rows, max(int(known.rows - known.count_V.min()) for known in scan.targets)
-    return [f"{missing:,} of {rows:,} training rows have no label; they are read and weigh nothing"] if missing else []
-
-
-def _constant(feature: Feature, known: Statistics | Counts) -> Iterator[str]:
-    if isinstance(known, Counts):
-        if len(known.of) + (known.missing > 0) == 1:
-            yield feature.column.name
         return
+    for column, known in zip(columns.labels, scan.targets, strict=True):
+        precision = _too_coarse(column, known, model, scaled=columns.scale_target)
+        if precision is not None:
+            yield column.name, _lost(column, precision, REMEDIES_OF_TARGETS[precision])
+        elif (known.low_V == known.high_V).all():
+            yield column.name, "the same value in all training rows: the only one that can be learnt"
+
+
+def _lost(column: Column, precision: Precision, remedy: str) -> str:
+    return f"{'whole numbers' if _whole(column) else 'values'} that differ by less than {precision} can tell; {remedy}"
+
+
+def _whole(column: Column) -> bool:
+    return column.kind == "integer"
+
+
+def _too_coarse(column: Column, known: Statistics, model: ModelSpec, *, scaled: bool) -> Precision | None:
+    """Return the precision in which different values of a column become the same ones, or nearly so; None where none does."""
+    with np.errstate(over="ignore"):
+        largest_V, range_V = np.maximum(abs(known.low_V), abs(known.high_V)), known.high_V - known.low_V
+        deviation_V = np.sqrt(known.squares_V / known.count_V)
+    # Scaling moves values near 0, where there are more of the model's numbers.
+    sizes: dict[Precision, Floats] = {"float64": largest_V}
+    if model.dtype == "float32":
+        sizes["float32"] = range_V if scaled else largest_V
+    for precision, size_V in sizes.items():
+        if _whole(column):
+            coarse_V = (size_V > EXACT[precision]) & ((range_V > 0) | (precision == "float64"))
+        else:
+            coarse_V = (size_V > COARSE * deviation_V * EXACT[precision]) & (range_V > 0)
+        if coarse_V.any():
+            return precision
+    return None
+
+
+def _constant(feature: Feature, known: Statistics) -> Iterator[str]:
     constant_V = known.low_V == known.high_V
     if feature.missing == "indicator":
         constant_V &= known.count_V == known.rows
@@ -56,18 +124,6 @@ def _constant(feature: Feature, known: Statistics | Counts) -> Iterator[str]:
         yield from (name for name, constant in zip(feature.numbers.names, constant_V, strict=True) if constant)
     elif constant_V.all():  # of a picture, some pixels may well be
         yield feature.column.name
-
-
-def _inexact(feature: Feature, known: Statistics | Counts, most: int) -> bool:
-    if isinstance(known, Counts) or feature.column.kind != "integer":
-        return False
-    # Scaled ones are moved near 0 before they are rounded.
-    size = known.high_V - known.low_V if feature.scale != "none" else abs(known.low_V).clip(abs(known.high_V))
-    return bool((size > most).any())
-
-
-def _all_differ(known: Statistics | Counts) -> bool:
-    return isinstance(known, Counts) and len(known.of) == known.rows >= FEW_ROWS
 
 
 def _named(names: list[str]) -> str:
