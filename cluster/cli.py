@@ -19,6 +19,7 @@ from cluster.display import (
     count,
     describe_trial,
     error_table,
+    make_console,
     make_display,
     print_end,
     print_notice,
@@ -114,7 +115,7 @@ def train(
             raise UserError(f"{option}: needs --run-dir, the directory of the run to go on with")
         directory = (run_dir or _new_run_directory(job)).absolute()
         order = Order(job, directory, began, resume, auto_resume)
-        summary = _train(order, address, make_display(progress, Console()), debug=debug)
+        summary = _train(order, address, make_display(progress, make_console()), debug=debug)
         code = STATUS_EXIT[summary.status]
         if code is not Exit.COMPLETED:
             sys.exit(code)
@@ -165,7 +166,7 @@ def predict(*, run_directory: Path, data: str, output: Path, debug: bool) -> Non
     Writes, row by row, the columns that are no features, then the prediction, and for classes their probabilities.
     """
     with exit_codes(debug=debug), one_thread():
-        predictions, console = predict_with_model(load_model(run_directory), data, output), Console()
+        predictions, console = predict_with_model(load_model(run_directory), data, output), make_console()
         console.print(f"{predictions.rows:,} predictions written to {output}", highlight=False, soft_wrap=True)
         _print_findings(console, predictions.findings)
 
@@ -187,7 +188,7 @@ def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: boo
     from cluster.verify import parse_counts, verify_job
 
     with exit_codes(debug=debug):
-        console, trials = Console(), []
+        console, trials = make_console(), []
         for trial in verify_job(load(job_file, overrides), parse_counts(counts), kill=kill, debug=debug):
             console.print(describe_trial(trial), highlight=False, soft_wrap=True)
             trials.append(trial)
@@ -205,9 +206,9 @@ def _print_findings(console: Console, findings: list[str]) -> None:
 
 
 def _console() -> Console:
-    console = Console()
+    console = make_console()
     # Whoever reads a file or a pipe can do without line breaks in cells.
-    return console if console.is_terminal else Console(width=WIDE)
+    return console if console.is_terminal else make_console(WIDE)
 
 
 def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summary:
@@ -227,7 +228,7 @@ def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summ
                 display.show(event)
                 if isinstance(event, Finished):  # what comes now is lingering, if anything
                     summary = event.summary
-                    print_end(Console(), summary, _short(order.directory), order.job.metrics)
+                    print_end(make_console(), summary, _short(order.directory), order.job.metrics)
         finally:
             display.close()
     return summary

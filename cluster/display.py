@@ -44,6 +44,11 @@ class Display(Protocol):
         """Leave the terminal as it was found."""
 
 
+def make_console(width: int | None = None) -> Console:
+    """Return a console that shows text as it is: in names and categories, brackets and colons are no markup."""
+    return Console(width=width, markup=False, emoji=False)
+
+
 def make_display(kind: ProgressKind, console: Console) -> Display:
     """Return the display that was asked for; "auto" is a bar on a terminal and plain lines elsewhere."""
     if kind == "bar" or (kind == "auto" and console.is_terminal):

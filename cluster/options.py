@@ -77,7 +77,7 @@ def exit_codes(*, debug: bool) -> Iterator[None]:
 def _fail(message: str, code: Exit, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    Console(stderr=True).print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    Console(stderr=True, emoji=False).print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 

@@ -147,6 +147,30 @@ def test_scoring_tells_of_categories_that_training_has_not_shown(small_job: Jobs
     assert told in predicted.splitlines()
 
 
+def test_names_and_categories_that_look_like_markup_are_shown_as_they_are(tmp_path: Path) -> None:
+    kinds = ["[red]", "[/]", ":cat:"]
+    rows = pa.table({"[b]kind": kinds * 10, "[i]same": ["a"] * 30, "y": ["[u]yes", "[u]no", "[u]no"] * 10})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    pq.write_table(rows.set_column(0, "[b]kind", pa.array(["[green]"] * 30)), tmp_path / "new.parquet")
+    (tmp_path / "job.toml").write_text(
+        '[job]\nname = "marked"\n[data]\ntrain = "rows.parquet"\nlabel = "y"\nshards = 1\n'
+        '[model]\ntask = "classification"\n[training]\nepochs = 1\n[workers]\ncount = 1\n'
+    )
+    new, out = tmp_path / "new.parquet", tmp_path / "out.parquet"
+
+    checked, trained = call("check", tmp_path / "job.toml"), train(tmp_path)
+    scored = call("evaluate", tmp_path / "run", "--data", new, "--table", 2)
+    predicted = call("predict", tmp_path / "run", "--data", new, "--output", out)
+
+    assert {result.exit_code for result in (checked, trained, scored, predicted)} == {0}
+    for shown in ("[b]kind", "3: :cat:, [/], [red]", "2: [u]no, [u]yes", "note: column '[i]same' has"):
+        assert shown in checked.output
+    assert "note: column '[i]same' has" in trained.output
+    assert "[green]" in scored.output
+    assert "[u]yes" in scored.output
+    assert all("note: column '[b]kind': 30 rows have a category" in result.output for result in (scored, predicted))
+
+
 def test_evaluate_repeats_the_errors_and_shows_rows(trained: Path, tmp_path: Path) -> None:
     result = call("evaluate", trained, "--data", tmp_path / "rows.parquet", "--table", 2)
     assert result.exit_code == 0
