@@ -23,6 +23,14 @@ PARTS_OF: Final[dict[Kind, tuple[Part, ...]]] = {
 """Parts that the kinds of columns with parts have."""
 
 
+CATEGORY_FILLS: Final[dict[Kind, str]] = {
+    "text": "text",
+    "integer": "a whole number from -2⁵³ to 2⁵³",
+    "boolean": "0 (false) or 1 (true)",
+}
+"""What can be filled in to categories of each kind."""
+
+
 def choose_columns(schema: pa.Schema, data: DataSpec, model: ModelSpec) -> Columns:
     """Return the columns that the job picks from a table of this schema.
 
@@ -128,14 +136,18 @@ def _misfit(column: Column, key: str, value: object, kind: Treatment) -> str | N
             return f"column '{column.name}' holds numbers; leave it out, or set kind = \"category\""
         case "fill", str() if kind != "category" or column.kind != "text":
             return f"must be a number for column '{column.name}', got the text '{value}'"
-        case "fill", float() if kind == "category" and (column.kind != "integer" or not value.is_integer()):
-            return f"must be {'text' if column.kind == 'text' else 'a whole number'} for column '{column.name}', got {value}"
+        case "fill", float() if kind == "category" and not _is_category(value, column.kind):
+            return f"must be {CATEGORY_FILLS[column.kind]} for column '{column.name}', got {value:g}"
         case "parts" | "cyclical", _ if not parts:
             return f"is for dates and times, and column '{column.name}' holds {_plural(column)}; leave it out"
         case "parts", tuple() if not set(value) <= set(parts):
             wrong = next(part for part in value if part not in parts)
             return f"column '{column.name}' holds {_plural(column)}, which have no {wrong}; accepted: {', '.join(parts)}"
     return None
+
+
+def _is_category(value: float, kind: Kind) -> bool:
+    return (kind == "integer" and value.is_integer() and abs(value) <= 2**53) or (kind == "boolean" and value in (0, 1))
 
 
 def _plural(column: Column) -> str:

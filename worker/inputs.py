@@ -169,6 +169,7 @@ class CategoryInputs:
         fill: Label | None = None
         if feature.missing == "constant" and feature.fill is not None:
             fill = feature.fill if isinstance(feature.fill, str) else int(feature.fill)
+            fill = bool(fill) if feature.column.kind == "boolean" else fill
             known += Counts({fill: known.missing} if known.missing else {}, -known.missing)
         require(bool(known.of), "data.features", f"column '{feature.column.name}' has no value in any training row; leave it out")
         categories = known.most_frequent(feature.categories)

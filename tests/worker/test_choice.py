@@ -228,8 +228,18 @@ def test_what_a_glob_fills_in_counts_where_gaps_are_filled_with_a_constant() -> 
             {"fill": "a", "missing": "constant"},
             "data.columns.size.fill: must be a number for column 'size', got",
         ),
-        ("kind", {"fill": 1.0, "missing": "constant"}, "data.columns.kind.fill: must be text for column 'kind', got 1.0"),
-        ("size", {"fill": 0.5, "missing": "constant", "kind": "category"}, "data.columns.size.fill: must be a whole number for "),
+        ("kind", {"fill": 1.0, "missing": "constant"}, "data.columns.kind.fill: must be text for column 'kind', got 1"),
+        ("size", {"fill": 0.5, "missing": "constant", "kind": "category"}, "data.columns.size.fill: must be a whole number from"),
+        (
+            "size",
+            {"fill": 1e300, "missing": "constant", "kind": "category"},
+            "data.columns.size.fill: must be a whole number from",
+        ),
+        (
+            "x10",
+            {"fill": 2.0, "missing": "constant", "kind": "category"},
+            "data.columns.x10.fill: must be 0 (false) or 1 (true) ",
+        ),
         ("size", {"fill": 1.0}, 'data.columns.size.fill: has no use with missing = "error"; leave it out'),
         ("size", {"parts": ("hour",)}, "data.columns.size.parts: is for dates and times, and column 'size' holds whole numbers"),
         (

@@ -204,6 +204,15 @@ def test_whole_numbers_with_gaps_can_be_categories() -> None:
     assert encoded(encoding, {"x": pa.array([3.0, 8.0])}).tolist() == [[1, 0], [0, 1]]
 
 
+@pytest.mark.parametrize(("fill", "shown"), [(0.0, [[1, 0], [0, 1], [1, 0]]), (1.0, [[1, 0], [0, 1], [0, 1]])])
+def test_booleans_with_gaps_can_be_categories(fill: float, shown: list[list[int]]) -> None:
+    features = {"x": pa.array([False, True, None])}
+    encoding = fit(features, columns={"x": ColumnSpec(kind="category", missing="constant", fill=fill)})
+
+    assert encoding.input_names == ["x=False", "x=True"]
+    assert encoded(encoding, features).tolist() == shown
+
+
 def test_whole_numbers_that_became_floating_point_for_their_gaps_are_still_categories() -> None:
     encoding = fit({"x": pa.array([3, None, 8])}, shards=1, columns={"x": ColumnSpec(kind="category", missing="indicator")})
 
