@@ -209,6 +209,38 @@ def test_only_the_autoscaler_may_talk_to_kubernetes() -> None:
     assert {mount["name"] for mount in spec["autoscalerOptions"]["volumeMounts"]} <= set(volumes)
 
 
+@pytest.mark.parametrize("overlay", ["small/job", "small/cluster"])
+def test_the_small_size_fits_on_a_node_of_4_cores_and_8_gib(overlay: str) -> None:
+    manifests = render(overlay)
+    asked = [only(pod)["resources"]["requests"] for _, pod in pods(manifests)]
+    spec = ray(manifests)
+    assert [group["maxReplicas"] for group in spec["workerGroupSpecs"]] == [1]
+    if "autoscalerOptions" in spec:
+        asked.append(spec["autoscalerOptions"]["resources"]["requests"])
+    cores = sum(float(of["cpu"].removesuffix("m")) / (1000 if of["cpu"].endswith("m") else 1) for of in asked)
+    gib = sum(float(of["memory"][:-2]) / {"Mi": 1024, "Gi": 1}[of["memory"][-2:]] for of in asked)
+    # The rest is for the operator and for what Kubernetes itself runs.
+    assert cores <= 2.8
+    assert gib <= 6.5
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_credentials_of_a_store_reach_those_who_read_data_and_may_be_missing(overlay: str) -> None:
+    store = [{"secretRef": {"name": "isograd-store", "optional": True}}]
+    given = {name: only(pod).get("envFrom") for name, pod in pods(render(overlay))}
+    assert given.pop("submitter", None) is None
+    assert given == {"head": store, "workers": store}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_names_are_resolved_wherever_the_clusters_dns_listens(overlay: str) -> None:
+    # Without it no worker finds its head. A cache on the node is in no namespace.
+    egress = of_kind(render(overlay), "NetworkPolicy")["ray"]["spec"]["egress"]
+    anywhere = [port for rule in egress if "to" not in rule for port in rule["ports"]]
+    assert {"port": 53, "protocol": "UDP"} in anywhere
+    assert {"port": 53, "protocol": "TCP"} in anywhere
+
+
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_a_job_and_a_standing_cluster_have_the_same_pods(size: str) -> None:
     job, cluster = dict(pods(render(f"{size}/job"))), dict(pods(render(f"{size}/cluster")))
