@@ -155,7 +155,8 @@ def refuse_nulls(values: pa.Array, name: str, where: Where) -> None:
     if values.null_count:
         raise DataError(
             f"{where(first_true(values.is_null()))}, column '{name}' has no value (null); "
-            "every label and feature needs one: fill it in, leave out the row, or set data.missing for features"
+            "every label, weight and feature needs one: fill it in, leave out the row, or set data.missing for features or "
+            "data.unlabelled for labels"
         )
 
 

@@ -128,7 +128,7 @@ JOB: Document = {
     "model": {"task": "classification", "hidden": [3]},
     "training": {"batch_size": 8, "epochs": 2},
 }
-NULL = "has no value (null); every label and feature needs one"
+NULL = "has no value (null); every label, weight and feature needs one"
 # What the columns are, what the job has beside JOB, which error is raised and what it tells.
 FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], type[UserError], str]] = {
     "null label": (rows(kind=holed(rows()["kind"], 33)), {}, DataError, f"rows.parquet: row 34, column 'kind' {NULL}"),

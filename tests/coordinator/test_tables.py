@@ -12,6 +12,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils.class_weight import compute_sample_weight
 
 from coordinator.check import check_job
 from coordinator.column_plans import ColumnPlan
@@ -231,6 +233,34 @@ def test_weights_go_through_training_validation_and_scores(run_job: Run, rent_jo
     weights *= [0.0 if true is None else known.class_weights[known.classes.index(true)] for true in truth]
     wrong = np.array([one != true for one, true in zip(said, truth, strict=True)])
     assert errors.error_rate == pytest.approx((wrong * weights).sum() / weights.sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_weighted_rows_and_classes_lead_to_the_weights_that_scikit_learn_finds(
+    run_job: Run, tmp_path: Path, workers: int, balanced: bool
+) -> None:
+    draws = np.random.default_rng(2)
+    x_NI, weight_N = draws.normal(size=(90, 2)), draws.integers(0, 4, 90) / 2
+    label_N = (x_NI @ [1.0, -2.0] + draws.logistic(size=90) > 1.0).astype(int)
+    pq.write_table(pa.table({"a": x_NI[:, 0], "b": x_NI[:, 1], "w": weight_N, "y": label_N}), tmp_path / "rows.parquet")
+    document = {
+        "job": {"name": "weighted"},
+        "data": {"train": "rows.parquet", "label": "y", "shards": 3, "weight": "w"},
+        "model": {"task": "binary", "dtype": "float64", "l2": 0.1},
+        "optimizer": {"name": "sgd", "learning_rate": 2.0},
+        "training": {"batch_size": 90, "epochs": 200},
+        "workers": {"count": workers},
+    }
+    document["data"] |= {"class_weights": "balanced"} if balanced else {}
+
+    run_job(document)
+
+    weights_N = weight_N * (compute_sample_weight("balanced", label_N) if balanced else 1.0)
+    # There, losses are added up and not averaged.
+    oracle = LogisticRegression(C=1 / (0.1 * weights_N.sum()), tol=1e-10, max_iter=1000).fit(x_NI, label_N, weights_N)
+    found = load_model(tmp_path / "run-1").weights_P
+    np.testing.assert_allclose(found, [*oracle.coef_[0], *oracle.intercept_], atol=1e-6)
 
 
 def test_rounds_in_which_nothing_has_any_weight_change_nothing(run_job: Run, rent_job: Document, tmp_path: Path) -> None:
