@@ -128,8 +128,8 @@ def label_values(table: pa.Table, column: Column, where: Where, *, gaps: bool = 
         refuse_nulls(values, column.name, where)
     if column.kind == "text":
         return values.cast(pa.string())
-    if pa.types.is_float16(values.type):  # which Arrow can't compare
-        values = values.cast(pa.float32())
+    if pa.types.is_float16(values.type) or (pa.types.is_decimal(values.type) and column.kind == "boolean"):
+        values = values.cast(pa.float64())  # which Arrow can compare, and cast
     if gaps and pa.types.is_floating(values.type):  # whole numbers with gaps, as many tools keep them
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
     labels = values.cast(pa.bool_() if column.kind == "boolean" else pa.int64(), safe=False)

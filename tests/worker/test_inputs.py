@@ -1,5 +1,6 @@
 """Held against scikit-learn on the same tables, fitted in one shard and in three."""
 
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
@@ -210,7 +211,8 @@ def test_booleans_with_gaps_can_be_categories(fill: float, shown: list[list[int]
     encoding = fit(features, columns={"x": ColumnSpec(kind="category", missing="constant", fill=fill)})
 
     assert encoding.input_names == ["x=False", "x=True"]
-    assert encoded(encoding, features).tolist() == shown
+    for values in (features["x"], pa.array([0.0, 1.0, None]), pa.array([Decimal("0.00"), Decimal("1.00"), None])):
+        assert encoded(encoding, {"x": values}).tolist() == shown
 
 
 def test_whole_numbers_that_became_floating_point_for_their_gaps_are_still_categories() -> None:
