@@ -160,25 +160,53 @@ def test_the_head_has_the_token_on_and_no_room_for_workers(overlay: str) -> None
             assert probes == {"/api/healthz"}, name  # public where tokens are asked for, which the others are not
 
 
+def chosen(selector: Manifest, labels: dict[str, str]) -> bool:
+    """Whether a selector chooses what has these labels."""
+    assert set(selector) <= {"matchLabels"}
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def let_in(manifests: list[Manifest], name: str, port: int, namespace: str, labels: dict[str, str]) -> bool:
+    """Whether the network policies let a pod of a namespace, with these labels, reach a port of the pod called `name`."""
+    pod = dict(pods(manifests))[name]
+    ports = {"metrics": 8080} | {port["name"]: port["containerPort"] for port in only(pod)["ports"]}  # the operator adds that one
+    specs = [policy["spec"] for policy in of_kind(manifests, "NetworkPolicy").values()]
+    mine = [spec for spec in specs if "Ingress" in spec["policyTypes"] and chosen(spec["podSelector"], pod["metadata"]["labels"])]
+    assert mine, "a pod that no policy chooses is open to all"
+    key = "kubernetes.io/metadata.name"
+    own = {"matchLabels": {key: "isograd"}}
+    return any(
+        chosen(peer.get("namespaceSelector", own), {key: namespace})
+        and chosen(peer.get("podSelector", {}), labels)
+        and ("ports" not in rule or port in [ports.get(opened["port"], opened["port"]) for opened in rule["ports"]])
+        for spec in mine
+        for rule in spec.get("ingress", ())
+        for peer in rule["from"]
+    )
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_ray_is_reached_by_its_own_pods_and_the_operator_alone(overlay: str) -> None:
+def test_ray_is_reached_by_its_own_pods_the_operator_and_prometheus_alone(overlay: str) -> None:
     manifests = render(overlay)
-    policies = {name: policy["spec"] for name, policy in of_kind(manifests, "NetworkPolicy").items()}
-    assert policies.pop("deny-by-default") == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    own, operator = policies.pop("ray")["ingress"]
-    assert own == {"from": [{"podSelector": {"matchLabels": PART_OF}}]}
-    assert operator["ports"] == [{"port": 8265, "protocol": "TCP"}]
-    ports = {port["name"] for _, pod in pods(manifests) for port in only(pod).get("ports", ())}
-    for policy in policies.values():  # of monitoring
-        for rule in policy["ingress"]:
-            # `metrics` is what the operator calls Ray's own.
-            assert {port["port"] for port in rule["ports"]} <= (ports - {"gcs-server", "dashboard"}) | {"metrics"}
-    for policy in of_kind(manifests, "NetworkPolicy").values():
-        for rule in policy["spec"].get("ingress", ()):
-            for peer in rule["from"]:
-                assert peer.get("namespaceSelector") != {}, "no other namespace as a whole"
+    operator, prometheus = {"app.kubernetes.io/name": "kuberay-operator"}, {"app.kubernetes.io/name": "prometheus"}
+    strangers = [
+        ("isograd", {}),
+        ("default", PART_OF),
+        ("default", operator),
+        ("kuberay-system", prometheus),
+        ("monitoring", operator),
+    ]
+    for name in ("head", "workers"):
+        for port in (6379, 8080, 8265, 9464, 10001, 52365, 40000):
+            assert let_in(manifests, name, port, "isograd", PART_OF), port
+            assert let_in(manifests, name, port, "kuberay-system", operator) == (port == 8265), port
+            scraped = overlay.startswith("large") and port in (8080, 9464)
+            assert let_in(manifests, name, port, "monitoring", prometheus) == scraped, port
+            assert not any(let_in(manifests, name, port, namespace, labels) for namespace, labels in strangers), port
     for name, pod in pods(manifests):
         assert pod["metadata"]["labels"] == PART_OF, name
+    closed = of_kind(manifests, "NetworkPolicy")["deny-by-default"]["spec"]
+    assert closed == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
 def test_a_job_and_a_standing_cluster_may_be_there_at_once() -> None:
