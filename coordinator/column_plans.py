@@ -40,12 +40,13 @@ class ColumnPlan:
 
 def plan_columns(columns: Columns, encoding: Encoding, scan: Scan) -> list[ColumnPlan]:
     """Return what is to be told of each feature, in their order, and after them of the label's columns and the weight."""
+    moments = iter(scan.moments)
     plans = [
         ColumnPlan(
             name=feature.column.name,
             type=_type(feature.column),
             missing=_missing(known),
-            values=_values(feature, known),
+            values=_values(feature.column, next(moments) if feature.parts else known),
             becomes=_becomes(feature, inputs),
             width=len(inputs.names),
         )
@@ -58,13 +59,13 @@ def plan_columns(columns: Columns, encoding: Encoding, scan: Scan) -> list[Colum
                 name=column.name,
                 type=_type(column),
                 missing=_missing(known),
-                values=_values(Feature(column=column), known),
+                values=_values(column, known),
                 becomes="target" + ", standardised" * columns.scale_target + ", classes balanced" * columns.balanced,
                 width=len(column.names) if encoding.label.classes is None else encoding.outputs,
             )
         )
     if columns.weight is not None and scan.weights is not None:
-        values = _values(Feature(column=columns.weight), scan.weights)
+        values = _values(columns.weight, scan.weights)
         plans.append(
             ColumnPlan(
                 name=columns.weight.name, type=_type(columns.weight), missing=0.0, values=values, becomes="weight", width=0
@@ -84,16 +85,11 @@ def _missing(known: Statistics | Counts) -> float:
     return 1.0 - float(known.count_V.mean()) / known.rows
 
 
-def _values(feature: Feature, known: Statistics | Counts) -> str:
+def _values(column: Column, known: Statistics | Counts) -> str:
     if isinstance(known, Counts):
         ranked = sorted(known.labels, key=lambda label: -known.of[label])
         return f"{len(ranked):,}: {', '.join(map(str, ranked[:SHOWN]))}{', …' if len(ranked) > SHOWN else ''}"
-    if not feature.parts:
-        return _range(feature.column.kind, float(known.low_V.min()), float(known.high_V.max()))
-    ends = dict(zip(feature.numbers.names, zip(known.low_V.tolist(), known.high_V.tolist(), strict=True), strict=True))
-    # Sine and cosine say nothing of where a part begins and ends.
-    plain = {part: ends[name] for part in feature.parts if (name := f"{feature.column.name}[{part}]") in ends}
-    return ", ".join(f"{part} {_range('date' if part == 'days' else 'integer', *both)}" for part, both in plain.items())
+    return _range(column.kind, float(known.low_V.min()), float(known.high_V.max()))
 
 
 def _range(kind: Kind, low: float, high: float) -> str:

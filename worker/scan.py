@@ -36,6 +36,7 @@ class Scan:
         targets: of each column of a regression's label; else empty.
         weights: of the rows that have a label; None where they have none.
         unlabelled: rows without a label, or without one of its values.
+        moments: of each date or time to learn from in parts: as a whole.
     """
 
     features: tuple[Statistics | Counts, ...]
@@ -43,6 +44,7 @@ class Scan:
     targets: tuple[Statistics, ...] = ()
     weights: Statistics | None = None
     unlabelled: int = 0
+    moments: tuple[Statistics, ...] = ()
 
     def __add__(self, other: Self) -> "Scan":
         """Return what is known of both sets of rows."""
@@ -52,6 +54,7 @@ class Scan:
             tuple(left + right for left, right in zip(self.targets, other.targets, strict=True)),
             None if self.weights is None or other.weights is None else self.weights + other.weights,
             self.unlabelled + other.unlabelled,
+            tuple(left + right for left, right in zip(self.moments, other.moments, strict=True)),
         )
 
 
@@ -143,7 +146,12 @@ def _scan_block(table: pa.Table, columns: Columns, model: ModelSpec, where: Wher
     if columns.weight is not None:
         weights_N1 = read_weights(table, columns.weight, where)
         weights = Statistics.of(np.where(missing_N[:, np.newaxis], np.nan, weights_N1))
-    return Scan(features, classes, tuple(targets), weights, int(missing_N.sum()))
+    moments = tuple(
+        Statistics.of(read_numbers(table, Numbers(feature.column), where, gaps=True))
+        for feature in columns.features
+        if feature.parts
+    )
+    return Scan(features, classes, tuple(targets), weights, int(missing_N.sum()), moments)
 
 
 def _statistics(table: pa.Table, feature: Feature, where: Where, dtype: str) -> Statistics:

@@ -358,7 +358,7 @@ def test_check_tells_what_becomes_of_each_column(rent_job: Document, tmp_path: P
     assert 0.05 < town.missing < 0.15
     assert (size.type, size.becomes, size.width) == ("integer", "scaled to 0…1, gaps median", 1)
     assert size.values == "20 to 118"
-    assert (let.values, let.width) == ("days 2024-01-06 to 2024-12-30", 3)
+    assert (let.values, let.width) == ("2024-01-06 00:00 to 2024-12-30 00:00", 3)
     assert let.becomes == "days, month as sine and cosine: standardised, gaps mean"
     assert (found["floor"].type, found["floor"].becomes) == ("integer", "one-hot: 3, other")
     assert (found["lift"].type, found["lift"].values) == ("boolean", "false, true")
