@@ -25,8 +25,10 @@ from cluster.display import (
     print_notice,
     rows_table,
 )
+from cluster.jobs_cli import COMMANDS
 from cluster.options import DEBUG, JOB, SET, STATUS_EXIT, WORKERS, Exit, MismatchError, exit_codes, load, parse_workers
 from cluster.plan import print_plan
+from cluster.status_file import Displays, StatusFile
 from coordinator.check import check_job
 from coordinator.endpoint import check as check_endpoint
 from coordinator.job import JobSpec
@@ -83,6 +85,12 @@ def main() -> None:
     metavar="DIR",
     help="Announce the metrics to Prometheus by a file in DIR, for file-based service discovery.",
 )
+@click.option(
+    "--status-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep how the run fares in FILE, as JSON, written anew about once a second.",
+)
 @DEBUG
 def train(
     *,
@@ -96,6 +104,7 @@ def train(
     progress: ProgressKind,
     dashboard: bool,
     metrics_sd_dir: Path | None,
+    status_file: Path | None,
     debug: bool,
 ) -> None:
     """Train a job.
@@ -105,7 +114,7 @@ def train(
     Ctrl-C ends the run after the round under way, with a checkpoint and the best weights; a second one ends it at once.
     """
     began = time()
-    with exit_codes(debug=debug):
+    with exit_codes(debug=debug), StatusFile(status_file) as status:
         metrics: dict[str, object] = {"metrics.dashboard": True} if dashboard else {}
         if metrics_sd_dir is not None:
             metrics["metrics.sd_dir"] = str(metrics_sd_dir.absolute())
@@ -115,7 +124,7 @@ def train(
             raise UserError(f"{option}: needs --run-dir, the directory of the run to go on with")
         directory = (run_dir or _new_run_directory(job)).absolute()
         order = Order(job, directory, began, resume, auto_resume)
-        summary = _train(order, address, make_display(progress, make_console()), debug=debug)
+        summary = _train(order, address, Displays(make_display(progress, make_console()), status), debug=debug)
         code = STATUS_EXIT[summary.status]
         if code is not Exit.COMPLETED:
             sys.exit(code)
@@ -260,6 +269,9 @@ def _short(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import click
 from rich.console import Console
@@ -62,19 +62,26 @@ def exit_codes(*, debug: bool) -> Iterator[None]:
     """Turn errors into one sentence on stderr and an exit code."""
     try:
         yield
-    except UserError as error:
-        _fail(str(error), Exit.USER, debug=debug)
-    except PoolError as error:
-        _fail(str(error), Exit.WORKERS, debug=debug)
-    except MismatchError as error:
-        _fail(str(error), Exit.UNEXPECTED, debug=debug)
-    except KeyboardInterrupt:
-        _fail("interrupted", Exit.INTERRUPTED, debug=debug)
-    except Exception as error:
-        _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", Exit.UNEXPECTED, debug=debug)
+    except (Exception, KeyboardInterrupt) as error:
+        fail(*verdict(error), debug=debug)
 
 
-def _fail(message: str, code: Exit, *, debug: bool) -> None:
+def verdict(error: BaseException) -> tuple[str, Exit]:
+    """Return the sentence and the exit code that an error comes to."""
+    match error:
+        case UserError():
+            return str(error), Exit.USER
+        case PoolError():
+            return str(error), Exit.WORKERS
+        case MismatchError():
+            return str(error), Exit.UNEXPECTED
+        case KeyboardInterrupt():
+            return str(error) or "interrupted", Exit.INTERRUPTED
+    return f"unexpected {type(error).__name__}: {error}; --debug shows where", Exit.UNEXPECTED
+
+
+def fail(message: str, code: int, *, debug: bool) -> NoReturn:
+    """Say what went wrong on stderr, and end with an exit code."""
     if debug:
         traceback.print_exc()
     Console(stderr=True, emoji=False).print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
@@ -82,8 +89,13 @@ def _fail(message: str, code: Exit, *, debug: bool) -> None:
 
 
 def load(job_file: Path, overrides: tuple[str, ...], options: Mapping[str, object] | None = None) -> JobSpec:
-    """Read the job; `options` are keys that have an option of their own, which wins over `--set`."""
-    return load_job(job_file, dict(parse_override(text) for text in overrides) | dict(options or {}))
+    """Read the job, with what `replaced` says in place of its own."""
+    return load_job(job_file, replaced(overrides, options or {}))
+
+
+def replaced(overrides: tuple[str, ...], options: Mapping[str, object]) -> dict[str, object]:
+    """Return the values that replace the file's; `options` are keys that have an option of their own, which wins over `--set`."""
+    return dict(parse_override(text) for text in overrides) | dict(options)
 
 
 def parse_workers(text: str) -> dict[str, object]:

@@ -92,19 +92,19 @@ class MetricsSpec:
         """Whether only this machine reaches the endpoint."""
         return self.address == "localhost" or ip_address(self.address).is_loopback
 
-    def with_paths(self, resolve: Callable[[str], str]) -> "MetricsSpec":
-        """Return the section with `resolve` applied to the files and folders in it."""
+    def with_paths(self, resolve: Callable[[str, str], str]) -> "MetricsSpec":
+        """Return the section with `resolve`, called with the key and the path, applied to the files and folders in it."""
 
-        def resolved(path: str | None) -> str | None:
-            return None if path is None else resolve(path)
+        def resolved(key: str, path: str | None) -> str | None:
+            return None if path is None else resolve(f"metrics.{key}", path)
 
         return replace(
             self,
-            certificate=resolved(self.certificate),
-            key=resolved(self.key),
-            client_ca=resolved(self.client_ca),
-            token_file=resolved(self.token_file),
-            sd_dir=resolved(self.sd_dir),
+            certificate=resolved("certificate", self.certificate),
+            key=resolved("key", self.key),
+            client_ca=resolved("client_ca", self.client_ca),
+            token_file=resolved("token_file", self.token_file),
+            sd_dir=resolved("sd_dir", self.sd_dir),
         )
 
 

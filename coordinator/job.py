@@ -3,7 +3,7 @@
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -140,7 +140,13 @@ def _flatten(prefix: str, value: object) -> dict[str, object]:
 
 
 def load_job(path: Path, overrides: Mapping[str, object]) -> JobSpec:
-    """Read and validate a job file; paths in it become absolute, relative to the file.
+    """Read and validate a job file; paths in it become absolute, relative to the file. Raises JobError as `read_job` does."""
+    folder = path.resolve().parent
+    return with_paths(read_job(path, overrides), lambda _, path: str(folder / path))
+
+
+def read_job(path: Path, overrides: Mapping[str, object]) -> JobSpec:
+    """Read and validate a job file; paths in it stay as they are written.
 
     Args:
         path: the TOML file.
@@ -158,7 +164,22 @@ def load_job(path: Path, overrides: Mapping[str, object]) -> JobSpec:
         raise JobError(str(path), f"is not valid TOML: {error}") from error
     for key, value in overrides.items():
         _override(document, key, value)
-    return _absolute(parse_job(document), path.resolve().parent)
+    return parse_job(document)
+
+
+def with_paths(job: JobSpec, resolve: Callable[[str, str], str]) -> JobSpec:
+    """Return the job with `resolve`, called with the key and the path, applied to each file and folder in it; URIs stay."""
+
+    def resolved(key: str, path: str) -> str:
+        return path if "://" in path else resolve(key, path)
+
+    data, model, metrics = job.data, job.model, job.metrics
+    data = replace(data, train=resolved("data.train", data.train))
+    if isinstance(data.validation, str):
+        data = replace(data, validation=resolved("data.validation", data.validation))
+    if model.initial_weights is not None and model.reads_initial_weights:
+        model = replace(model, initial_weights=resolved("model.initial_weights", model.initial_weights))
+    return replace(job, data=data, model=model, metrics=metrics.with_paths(resolved) if metrics is not None else None)
 
 
 def parse_job(document: Mapping[str, Any]) -> JobSpec:
@@ -195,19 +216,6 @@ def _override(document: dict[str, Any], key: str, value: object) -> None:
         place = place.setdefault(table, {})
         require(isinstance(place, dict), key, f"'{table}' is no table of the job file")
     place[last] = value
-
-
-def _absolute(job: JobSpec, folder: Path) -> JobSpec:
-    def resolve(path: str) -> str:
-        return path if "://" in path else str(folder / path)
-
-    data, model, metrics = job.data, job.model, job.metrics
-    data = replace(data, train=resolve(data.train))
-    if isinstance(data.validation, str):
-        data = replace(data, validation=resolve(data.validation))
-    if model.initial_weights is not None and model.reads_initial_weights:
-        model = replace(model, initial_weights=resolve(model.initial_weights))
-    return replace(job, data=data, model=model, metrics=metrics.with_paths(resolve) if metrics is not None else None)
 
 
 def _without_none(value: object) -> object:
