@@ -36,17 +36,17 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def let_time_pass(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+class Clock:
     """Makes it seem to pools that more time has passed than they have patience with any worker."""
-    passed = 0.0
 
-    def advance() -> None:
-        nonlocal passed
-        passed += LONG_SECONDS
+    def __init__(self) -> None:
+        self._passed = 0.0
 
-    monkeypatch.setattr("cluster.ray_pool.monotonic", lambda: monotonic() + passed)
-    return advance
+    def __call__(self) -> float:
+        return monotonic() + self._passed
+
+    def let_time_pass(self) -> None:
+        self._passed += LONG_SECONDS
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -57,9 +57,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def pid_of(pool: RayPool, worker: int) -> int:
-    place = pool._members[worker].place
-    assert place is not None
-    return place.pid
+    return pool._roster.place(worker).pid
 
 
 def stop(pid: int) -> None:
@@ -143,16 +141,15 @@ def test_a_death_is_noticed_whichever_answer_is_waited_for(victim: int, small_jo
     assert events == [Lost(victim, "its process died")]
 
 
-def test_a_coordinator_that_is_held_up_blames_nobody(small_job: Jobs, tmp_path: Path, let_time_pass: Callable[[], None]) -> None:
-    job, held_up = small_job({"workers.count": 2, "training.epochs": 60}), False
-    pool = RayPool(job.workers)
+def test_a_coordinator_that_is_held_up_blames_nobody(small_job: Jobs, tmp_path: Path) -> None:
+    job, held_up, clock = small_job({"workers.count": 2, "training.epochs": 60}), False, Clock()
+    pool = RayPool(job.workers, clock=clock)
     for event in run(Order(job, tmp_path / "run", time()), pool, lambda: False):
         if isinstance(event, RoundDone) and event.round > 100 and not held_up:
             held_up = True
-            for member in pool._members.values():
-                if member.pending is not None and member.link is not None:
-                    assert select.select([member.link], [], [], PATIENCE_SECONDS)[0]
-            let_time_pass()
+            for link in pool._awaited_links:
+                assert select.select([link], [], [], PATIENCE_SECONDS)[0]
+            clock.let_time_pass()
     pool.close()
 
     assert held_up
@@ -161,30 +158,32 @@ def test_a_coordinator_that_is_held_up_blames_nobody(small_job: Jobs, tmp_path: 
 
 def stop_amid_rounds(pool: RayPool, worker: int) -> bool:
     """Stop a worker while it runs rounds by itself, if it does; return whether it has some of them still before it."""
-    if pool._ahead is None or pool._arena is None:
+    if pool._runs is None or pool._runs._run is None or pool._arena is None:
         return False
+    run = pool._runs._run
     stop(pid_of(pool, worker))
-    end = pool._ahead.ticket + 2 * len(pool._ahead.rounds.learning_rates)
-    if pool._arena.board.flag(pool._ahead.ranks.index(worker)) < end:
+    end = run.ticket + 2 * len(run.rounds.learning_rates)
+    if pool._arena.board.flag(run.ranks.index(worker)) < end:
         return True
     os.kill(pid_of(pool, worker), signal.SIGCONT)
     return False
 
 
 def test_of_workers_that_run_rounds_by_themselves_only_the_one_that_hangs_is_lost(
-    small_job: Jobs, tmp_path: Path, let_time_pass: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    small_job: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # on one core they would not
     overrides = {"workers.count": 2, "training.epochs": 1_000_000, "training.batch_size": 4}
-    job, stopped = small_job(overrides), False
-    pool = RayPool(job.workers)
+    job, stopped, clock = small_job(overrides), False, Clock()
+    pool = RayPool(job.workers, clock=clock)
 
     def recovered(event: Event) -> bool:
         nonlocal stopped
         if isinstance(event, RoundDone) and not stopped and stop_amid_rounds(pool, 1):
             stopped = True
-            wait_until(lambda: pool._waiting_for_others() == {0})
-            let_time_pass()
+            assert pool._runs is not None
+            wait_until(lambda: pool._runs.held_up() == {0})
+            clock.let_time_pass()
         return stopped and isinstance(event, EpochDone)
 
     summary = train_until(job, tmp_path / "run", pool, recovered)
@@ -211,9 +210,8 @@ class Harassed(RayPool):
         if len(victims) < self.FAULTS and len(well) > 1 and self._chance.random() < 0.05:
             self._harass(self._chance.choice(well))
         for number in self.stopped & self._members.keys():
-            pending = self._members[number].pending
-            if pending is not None:
-                pending.due = 0.0  # as if it had been waited for long enough
+            if number in self._deadlines:
+                self._deadlines._pending[number].due = 0.0  # as if it had been waited for long enough
         return super().wait(seconds)
 
     def _harass(self, worker: int) -> None:

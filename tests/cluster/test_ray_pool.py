@@ -12,6 +12,7 @@ import pytest
 
 from cluster.actors import WorkerActor
 from cluster.launch import IN_PROCESS, launch
+from cluster.object_exchange import ObjectExchange
 from cluster.ray_pool import RayPool
 from coordinator.ahead import Ahead
 from coordinator.crew import Event as PoolEvent
@@ -42,7 +43,7 @@ class Watched(RayPool):
         self.seen: list[int] = []
         self.sent_ahead = 0
         if apart:
-            self._node = "another"
+            self._roster.node = "another"
 
     def run_ahead(self, rounds: Ahead, patience: float | None) -> None:
         self.sent_ahead += len(rounds.learning_rates)
@@ -98,7 +99,7 @@ def train_apart(job: JobSpec, directory: Path, kill_in_round: int | None = None)
     *_, last = launch(Order(job, directory / "calm", time()), IN_PROCESS, lambda: False, debug=False)
     assert isinstance(last, Finished)
     pool = RayPool(job.workers, kill_in_round=kill_in_round)
-    pool._node = "another"
+    pool._roster.node = "another"
     summary = train(job, directory / "run", pool)
     pool.close()
     assert summary.weights_digest == last.summary.weights_digest
@@ -113,13 +114,13 @@ def test_large_sums_of_another_node_are_added_up_there(
     small_job: Callable[..., JobSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together: list[int] = []
-    fetch = RayPool._fetch
+    fetch = ObjectExchange._fetch
 
-    def noted(pool: RayPool, sums: Any) -> None:
+    def noted(exchange: ObjectExchange, sums: Any) -> None:
         together.append(len(sums))
-        fetch(pool, sums)
+        fetch(exchange, sums)
 
-    monkeypatch.setattr(RayPool, "_fetch", noted)
+    monkeypatch.setattr(ObjectExchange, "_fetch", noted)
     summary = train_apart(small_job(LARGE), tmp_path)
     assert [count for count in together if count] == [3] * summary.rounds
 
