@@ -225,12 +225,14 @@ def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summ
     from cluster.launch import IN_PROCESS, LOCAL, launch
     from coordinator.preparation import inspect
 
-    if address in (IN_PROCESS, LOCAL):
-        # What can be told from here is told before a cluster is started.
+    # What can be told from here is told before a cluster is started or has room.
+    here = address in (IN_PROCESS, LOCAL)
+    if here:
         check_directory(decided(order))
+    if here or _sees_data(order.job):
         inspect(order.job)
-        if order.job.metrics is not None:
-            check_endpoint(order.job.metrics)
+    if here and order.job.metrics is not None:
+        check_endpoint(order.job.metrics)
     with interruptible() as interrupted:
         try:
             for event in launch(order, address, interrupted, debug=debug):
@@ -259,6 +261,11 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _sees_data(job: JobSpec) -> bool:
+    """Return whether the files that a cluster is to read are seen from here, too."""
+    return all(Path(path).exists() for path in (job.data.train, job.data.validation) if isinstance(path, str))
 
 
 def _new_run_directory(job: JobSpec) -> Path:

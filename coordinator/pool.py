@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Final, Literal, Protocol
 
 import numpy as np
 
@@ -60,7 +60,12 @@ class WorkersSpec:
             "workers.placement",
             f"{self.placement!r} is for a fixed number of workers; use 'pack' or 'spread' with workers.min and workers.max",
         )
-        for key in ("cpus", "wait_seconds", "deadline_seconds"):
+        require(
+            LEAST_CPUS <= self.cpus < float("inf"),
+            "workers.cpus",
+            f"must be at least {LEAST_CPUS}, the smallest part of a CPU that Ray sets aside, got {self.cpus}",
+        )
+        for key in ("wait_seconds", "deadline_seconds"):
             given = getattr(self, key)
             require(0 < given < float("inf"), f"workers.{key}", f"must be above 0, got {given}")
 
@@ -80,7 +85,8 @@ class WorkersSpec:
         return self.max or self.count or max(self.min or 0, DEFAULT_WORKERS)
 
 
-DEFAULT_WORKERS = 2
+DEFAULT_WORKERS: Final = 2
+LEAST_CPUS: Final = 0.0001
 
 
 class RunsAhead(Protocol):

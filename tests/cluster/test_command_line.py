@@ -56,6 +56,12 @@ def test_train_prints_a_line_an_epoch_and_a_closing_table(small_job: Jobs, tmp_p
     assert digest in output
 
 
+def test_a_misspelt_column_is_told_before_a_cluster_is_asked_for_room(small_job: Jobs, tmp_path: Path) -> None:
+    small_job({})
+    result = train(tmp_path, "--set", 'data.label="knid"', "--address", "127.0.0.1:1")
+    assert (result.exit_code, "knid" in result.output) == (2, True), result.output
+
+
 def test_the_closing_table_comes_before_the_lingering(small_job: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_job({})
 

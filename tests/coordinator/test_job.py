@@ -178,7 +178,12 @@ RANGES = [
     ("workers.deadline_seconds", "above 0, got 0.0", document(workers={"deadline_seconds": 0})),
     ("checkpoint.every_epochs", "at least 1, got 0", document(checkpoint={"every_epochs": 0})),
     ("checkpoint.keep", "at least 1, got 0", document(checkpoint={"keep": 0})),
-    ("workers.cpus", "above 0, got 0.0", document(workers={"cpus": 0})),
+    (
+        "workers.cpus",
+        "at least 0.0001, the smallest part of a CPU that Ray sets aside, got 1e-05",
+        document(workers={"cpus": 1e-5}),
+    ),
+    ("workers.wait_seconds", "above 0, got 0.0", document(workers={"wait_seconds": 0})),
     ("workers.wait_seconds", "above 0, got 0.0", document(workers={"wait_seconds": 0})),
 ]
 CONTRADICTIONS = [
@@ -468,7 +473,7 @@ documents = table(
         {}, endpoint=st.just("http://127.0.0.1:9000"), region=text, anonymous=st.booleans(), attempts=st.integers(1, 9)
     ),
     checkpoint=table({}, every_epochs=st.integers(1, 9), keep=st.integers(1, 9)),
-    workers=table({}, count=st.integers(1, 3), cpus=positive, wait_seconds=positive),
+    workers=table({}, count=st.integers(1, 3), cpus=st.floats(0.0001, 64.0), wait_seconds=positive),
 )
 
 
