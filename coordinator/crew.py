@@ -6,14 +6,13 @@ a newcomer loads its share in the background and takes it over when the next job
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Final
 
+from coordinator.shares import deal_out, fill, relieve
 from worker.messages import Answer, PrepareShards, Task
-from worker.tree import Node, cover, members, without_last
 
 SUSPICIOUS: Final = 2
 """Losses in a job after which a slice is computed by itself."""
@@ -210,7 +209,8 @@ class Crew:
         self._members[worker] = member = _Member(node)
         if self._job is None:
             members = self._by_node(self._members.values())
-            for other, part in zip(members, parts(list(range(self._shards)), len(members)), strict=True):
+            sizes = list(Counter(other.node for other in members).values())
+            for other, part in zip(members, deal_out(self._shards, sizes), strict=True):
                 other.share = set(part)
             self._unowned = set()
         elif self._unowned:
@@ -323,50 +323,3 @@ class Crew:
         assert self._load is not None
         member.loading = tuple(sorted(shards))
         return self._load(member.loading)
-
-
-def parts(shards: list[int], count: int) -> list[list[int]]:
-    """Cut a list into contiguous parts, sizes equal to within one."""
-    bounds = [place * len(shards) // count for place in range(count + 1)]
-    return [shards[first:last] for first, last in pairwise(bounds)]
-
-
-def fill(sizes: Sequence[int], count: int) -> list[int]:
-    """Return how many of `count` shards to add to shares of these sizes, so that they become as even as can be."""
-    filled = list(sizes)
-    for _ in range(count):
-        filled[filled.index(min(filled))] += 1
-    return [after - before for before, after in zip(sizes, filled, strict=True)]
-
-
-def relieve(shares: Mapping[int, set[int]], newcomer: int, shards: int) -> set[int]:
-    """Return which of S shards a newcomer should take over: from the largest shares, as few as make it even.
-
-    Of a share it takes what leaves the fewest partial sums: what came from a lost worker, and lies apart, before the rest.
-    """
-    sizes = {worker: len(share) for worker, share in shares.items() if worker != newcomer}
-    giving = {worker: _giving(shares[worker], shards) for worker in sizes}
-    taken: set[int] = set()
-    while sizes:
-        worker = max(sizes, key=lambda number: (sizes[number], number))
-        if sizes[worker] - 1 <= len(taken):
-            break
-        taken.add(next(giving[worker]))
-        sizes[worker] -= 1
-    return taken
-
-
-def _giving(share: Collection[int], shards: int) -> Iterator[int]:
-    """Yield the shards of a share, each the one whose loss leaves the fewest partial sums then; of several, the last."""
-
-    def entry(node: Node) -> tuple[int, int, list[Node]]:
-        left = without_last(node, shards)
-        return len(left), -members(node, shards)[-1], left
-
-    nodes = [entry(node) for node in cover(share, shards)]
-    heapify(nodes)
-    while nodes:
-        _, shard, left = heappop(nodes)
-        yield -shard
-        for node in left:
-            heappush(nodes, entry(node))

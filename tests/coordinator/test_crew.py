@@ -4,14 +4,11 @@ import random
 import re
 from collections import Counter
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.crew import Answered, Crew, Event, Give, GiveUp, Instruction, Job, Joined, Lost, Shards, fill, parts, relieve
-from worker.data import MOST_SHARDS
+from coordinator.crew import Answered, Crew, Event, Give, GiveUp, Instruction, Job, Joined, Lost, Shards
 from worker.messages import ComputeGradients, CountRows, PrepareShards, Task
-from worker.tree import cover
 
 ROUND = Job(lambda shards: ComputeGradients(0, shards))
 
@@ -232,46 +229,6 @@ def test_whatever_happens_every_shard_is_computed_once_by_someone_who_holds_it(s
         if shares:
             assert sorted(shard for share in shares for shard in share) == list(range(shards))
     assert not script.gave_up
-
-
-@pytest.mark.parametrize(("shards", "count", "expected"), [(8, 3, [2, 3, 3]), (3, 4, [0, 1, 1, 1]), (0, 2, [0, 0])])
-def test_parts_are_contiguous_and_even(shards: int, count: int, expected: list[int]) -> None:
-    found = parts(list(range(shards)), count)
-    assert sorted(len(part) for part in found) == expected
-    assert [shard for part in found for shard in part] == list(range(shards))
-
-
-@pytest.mark.parametrize(
-    ("sizes", "count", "expected"), [([2, 2, 2], 2, [1, 1, 0]), ([3, 0, 2], 2, [0, 2, 0]), ([0], 4, [4]), ([1, 2], 0, [0, 0])]
-)
-def test_what_is_left_goes_to_those_who_have_least(sizes: list[int], count: int, expected: list[int]) -> None:
-    assert fill(sizes, count) == expected
-
-
-@given(st.lists(st.integers(0, 8), min_size=1, max_size=6))
-def test_a_newcomer_makes_the_shares_even_with_as_few_moves_as_possible(sizes: list[int]) -> None:
-    shards = iter(range(sum(sizes)))
-    shares = {worker: {next(shards) for _ in range(size)} for worker, size in enumerate(sizes)}
-    taken = relieve(shares | {99: set()}, 99, sum(sizes) or 1)
-    after = [len(share - taken) for share in shares.values()]
-    assert max(after) - len(taken) <= 1
-    assert all(left >= len(taken) or left == len(share) for left, share in zip(after, shares.values(), strict=True))
-
-
-@given(st.integers(1, 40).flatmap(lambda shards: st.tuples(st.just(shards), st.sets(st.integers(0, shards - 1), min_size=1))))
-def test_a_share_gives_first_what_leaves_the_fewest_partial_sums(drawn: tuple[int, set[int]]) -> None:
-    shards, share = drawn
-    left, expected = set(share), set()
-    while len(left) - 1 > len(expected):
-        given_away = min(left, key=lambda shard: (len(cover(left - {shard}, shards)), -shard))
-        left.remove(given_away)
-        expected.add(given_away)
-    assert relieve({0: share, 1: set()}, 1, shards) == expected
-
-
-def test_as_many_shards_as_there_can_be_are_shared_with_a_newcomer() -> None:
-    taken = relieve({worker: set(range(worker, MOST_SHARDS, 3)) for worker in range(3)} | {3: set()}, 3, MOST_SHARDS)
-    assert len(taken) == MOST_SHARDS // 4
 
 
 def test_workers_of_a_node_hold_neighbouring_shards() -> None:
