@@ -239,7 +239,7 @@ def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summ
                 display.show(event)
                 if isinstance(event, Finished):  # what comes now is lingering, if anything
                     summary = event.summary
-                    print_end(make_console(), summary, _short(order.directory), order.job.metrics)
+                    print_end(_console(), summary, _short(order.directory), order.job.metrics)
         finally:
             display.close()
     return summary
@@ -273,7 +273,10 @@ def _new_run_directory(job: JobSpec) -> Path:
 
 
 def _short(path: Path) -> str:
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # that of a job on a cluster is in a cache, and may be cleared away
+        return str(path)
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 

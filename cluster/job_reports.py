@@ -86,7 +86,8 @@ def _outcome(details: JobDetails, run: RunStatus) -> tuple[str, int | None, str 
         case JobStatus.STOPPED:  # Ray has no exit code then, but the run may
             if told:
                 return run.state, run.exit_code, None
-            return "stopped", Exit.INTERRUPTED, "it was killed before it could end in good order"
+            when = "its run had begun" if run.run is None else "it could end in good order"
+            return "stopped", Exit.INTERRUPTED, f"it was ended before {when}"
     code = details.driver_exit_code
     if code is None and details.status == JobStatus.SUCCEEDED:
         code = Exit.COMPLETED

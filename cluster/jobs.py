@@ -4,6 +4,7 @@ import os
 import re
 import socket
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,9 @@ from worker.errors import UserError
 CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 120.0
 """Within which an answer has to begin; a parcel of code has been stored by then."""
+
+AT_ONCE: Final = 8
+"""Jobs that are asked after at once."""
 
 GIVE: Final = "give a dashboard's address, such as http://HEAD:8265"
 
@@ -61,7 +65,8 @@ class Jobs:
         with asking(self.address):
             ours = [details for details in self.client.list_jobs() if VERSION in (details.metadata or {})]
             ours.sort(key=lambda details: details.start_time or 0, reverse=True)
-            return [describe(details, self._run(details)) for details in ours]
+            with ThreadPoolExecutor(AT_ONCE) as threads:
+                return list(map(describe, ours, threads.map(self._run, ours)))
 
     def log(self, job: str) -> str:
         """Return what a job has printed so far."""

@@ -63,7 +63,8 @@ def test_state_and_exit_code(status: str, code: int | None, run: RunStatus | Non
         ("FAILED", {"driver_exit_code": 1, "message": "Traceback"}, None, None),
         ("FAILED", {"driver_exit_code": -9}, None, "its process was ended by SIGKILL"),
         ("FAILED", {"message": "runtime_env setup failed:\n  no pip"}, None, "runtime_env setup failed: no pip"),
-        ("STOPPED", {}, RUNNING, "it was killed before it could end in good order"),
+        ("STOPPED", {}, RUNNING, "it was ended before it could end in good order"),
+        ("STOPPED", {}, None, "it was ended before its run had begun"),
         ("STOPPED", {}, replace(RUNNING, state="interrupted", exit_code=130), None),
     ],
 )

@@ -234,9 +234,13 @@ def test_a_job_that_fails_ends_with_its_own_exit_code(head: Head, blobs_job: Doc
     assert (status["state"], status["exit_code"]) == ("failed", 2)
     assert status["error"].startswith("data.train: no such file or folder: /nowhere/rows.parquet")
     diverges = written(blobs_job, tmp_path, data={"train": str(tmp_path / "blobs.parquet")}, optimizer={"learning_rate": 1e300})
-    with following(head, "submit", diverges, "--submission-id", "diverges") as follow:
+    with following(head, "submit", diverges, "--submission-id", "diverges", "--json") as follow:
         assert follow.end() == 3
-    assert head.json("status", "diverges")["state"] == "diverged"
+    submitted, *pieces, ended = map(json.loads, follow.seen.splitlines())
+    assert submitted == {"id": "diverges", "address": head.address, "run_directory": "~/isograd-runs/diverges"}
+    assert "diverged after" in "".join(piece["log"] for piece in pieces)
+    assert ended == head.json("status", "diverges")
+    assert (ended["state"], ended["exit_code"]) == ("diverged", 3)
 
 
 @with_token
