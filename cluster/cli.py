@@ -31,7 +31,7 @@ from cluster.plan import print_plan
 from cluster.status_file import Displays, StatusFile
 from coordinator.check import check_job
 from coordinator.endpoint import check as check_endpoint
-from coordinator.job import JobSpec
+from coordinator.job import JobSpec, storage_of
 from coordinator.model_files import load_model
 from coordinator.records import Finished, Summary
 from coordinator.run import Order, check_directory, decided
@@ -43,7 +43,9 @@ from worker.errors import UserError
 WIDE: Final = 160
 
 RUN = click.argument("run_directory", metavar="RUN_DIR", type=click.Path(path_type=Path))
-DATA = click.option("--data", required=True, metavar="PATH", help="A file, folder or glob of Parquet, Arrow IPC or CSV.")
+DATA = click.option(
+    "--data", required=True, metavar="PATH", help="A file, folder or glob of Parquet, Arrow IPC or CSV; a path or a URI."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -156,7 +158,7 @@ def check(*, job_file: Path, overrides: tuple[str, ...], all_columns: bool, debu
 def evaluate(*, run_directory: Path, data: str, table: int, debug: bool) -> None:
     """Print the errors of a run's model on a labelled dataset."""
     with exit_codes(debug=debug), one_thread():
-        evaluation = evaluate_model(load_model(run_directory), data, table)
+        evaluation = evaluate_model(load_model(run_directory), data, table, storage_of(run_directory / "job.toml"))
         console = _console()
         if evaluation.table:
             console.print(rows_table(evaluation.table))
@@ -175,7 +177,8 @@ def predict(*, run_directory: Path, data: str, output: Path, debug: bool) -> Non
     Writes, row by row, the columns that are no features, then the prediction, and for classes their probabilities.
     """
     with exit_codes(debug=debug), one_thread():
-        predictions, console = predict_with_model(load_model(run_directory), data, output), make_console()
+        storage = storage_of(run_directory / "job.toml")
+        predictions, console = predict_with_model(load_model(run_directory), data, output, storage), make_console()
         console.print(f"{predictions.rows:,} predictions written to {output}", highlight=False, soft_wrap=True)
         _print_findings(console, predictions.findings)
 

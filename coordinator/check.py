@@ -12,7 +12,7 @@ from coordinator.preparation import fit_encoding, inspect, make_plan, make_setup
 from worker.encoding import Encoding
 from worker.engine import Worker
 from worker.gradients import chunk_entries
-from worker.messages import CountRows, ScanShards
+from worker.messages import ScanShards
 from worker.model import Layout
 from worker.scan import Scan
 from worker.values import Label
@@ -67,7 +67,7 @@ def check_job(job: JobSpec, progress: Callable[[int], None] = lambda _: None) ->
     """
     inspection = inspect(job)
     worker = Worker()
-    inspection = inspection.counted(worker.count(CountRows(tuple(inspection.uncounted))))
+    inspection = inspection.counted(worker.count(inspection.count_task(inspection.uncounted)))
     plan = make_plan(job, inspection)
     setup = make_setup(job, inspection, plan)
     encoding, known = fit_encoding(setup, lambda task: _scan_in_turn(task, plan.shards, progress))

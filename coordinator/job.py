@@ -21,7 +21,7 @@ from coordinator.stopping import StoppingSpec, TrainingSpec
 from worker.data import DataSpec
 from worker.errors import JobError, require
 from worker.model import ModelSpec
-from worker.stores import StorageSpec
+from worker.stores import DEFAULT_STORAGE, StorageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +180,11 @@ def with_paths(job: JobSpec, resolve: Callable[[str, str], str]) -> JobSpec:
     if model.initial_weights is not None and model.reads_initial_weights:
         model = replace(model, initial_weights=resolved("model.initial_weights", model.initial_weights))
     return replace(job, data=data, model=model, metrics=metrics.with_paths(resolved) if metrics is not None else None)
+
+
+def storage_of(job_file: Path) -> StorageSpec:
+    """Return how the job of a run reaches stores; the default without the job. Raises JobError as `load_job` does."""
+    return load_job(job_file, {}).storage if job_file.exists() else DEFAULT_STORAGE
 
 
 def parse_job(document: Mapping[str, Any]) -> JobSpec:

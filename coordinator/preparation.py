@@ -1,36 +1,66 @@
 """From a job to a plan: the datasets' metadata, the columns, the shards, and the encoding fitted by the workers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+
+import pyarrow as pa
 
 from coordinator.job import JobSpec
 from worker.choice import choose_columns
-from worker.columns import NUMBERS, Columns, require_columns, value_names
+from worker.columns import Columns, csv_type, require_columns, value_names
 from worker.encoding import Encoding
 from worker.errors import DataError, JobError
-from worker.messages import ScanShards, Setup
+from worker.messages import CountRows, RowCounts, ScanShards, Setup
+from worker.model import ModelSpec
 from worker.scan import Scan, scan_sum
 from worker.sharding import ShardPlan
-from worker.sources import Source, open_source
+from worker.sources import Source, SourceFile, open_source
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What metadata tells of a job's data. CSV files are yet to be counted."""
+    """What metadata tells of a job's data. CSV files are yet to be counted, and the types of their columns guesses until then."""
 
+    job: JobSpec
     train: Source
     validation: Source | None
     columns: Columns
 
+    def count_task(self, files: Iterable[SourceFile]) -> CountRows:
+        """Return the task that counts files."""
+        return CountRows(tuple(files), self.job.storage, self._doubtful)
+
     @property
-    def uncounted(self) -> list[str]:
-        """Paths of the files that have no count in their metadata."""
+    def uncounted(self) -> list[SourceFile]:
+        """The files that have no count in their metadata."""
         return [*self.train.uncounted, *(self.validation.uncounted if self.validation else ())]
 
-    def counted(self, rows: dict[str, int]) -> "Inspection":
-        """Return the inspection with the counts filled in."""
-        validation = self.validation.counted(rows) if self.validation else None
-        return replace(self, train=self.train.counted(rows), validation=validation)
+    @property
+    def _doubtful(self) -> dict[str, pa.DataType]:
+        """Columns of categories or classes that look like whole numbers, but may turn out to be text further on."""
+        columns = [feature.column for feature in self.columns.features if feature.category]
+        columns += self.columns.labels if self.job.model.task != "regression" else ()
+        found = {column.name: self.train.schema.field(column.name).type for column in columns if column.kind != "text"}
+        return {name: pa.int64() if pa.types.is_null(arrow) else arrow for name, arrow in found.items()}
+
+    def counted(self, counts: RowCounts) -> "Inspection":
+        """Return the inspection with the counts filled in, and the columns as the counting found them to be."""
+        train = self.train.counted(counts)
+        columns = (
+            self.columns if train.schema == self.train.schema else choose_columns(train.schema, self.job.data, self.job.model)
+        )
+        types = _types(columns, self.job.model)
+        validation = self.validation.counted(counts).typed(types) if self.validation is not None else None
+        return replace(self, train=train.typed(types), validation=validation, columns=columns)
+
+
+def _types(columns: Columns, model: ModelSpec) -> dict[str, pa.DataType]:
+    """Return what columns of CSV files are to be read as, by name."""
+    uses = [(feature.column, feature.category) for feature in columns.features]
+    uses += [(column, model.task != "regression") for column in columns.labels]
+    uses += [(columns.weight, False)] if columns.weight is not None else []
+    types = {column.name: csv_type(column, category=category) for column, category in uses}
+    return {name: arrow for name, arrow in types.items() if arrow is not None}
 
 
 def inspect(job: JobSpec) -> Inspection:
@@ -41,19 +71,15 @@ def inspect(job: JobSpec) -> Inspection:
         DataError: a file can't be read.
     """
     data = job.data
-    train = open_source(data.train, "data.train")
+    train = open_source(data.train, "data.train", job.storage)
     columns = choose_columns(train.schema, data, job.model)
     if job.model.task == "regression":
         job.model.check_outputs(len(value_names(columns.labels)))
-    numbers = [feature.column.name for feature in columns.features if not feature.category and feature.column.kind in NUMBERS]
-    numbers += [column.name for column in columns.labels if job.model.task == "regression"]
-    numbers += [columns.weight.name] if columns.weight is not None else []
     validation = None
     if isinstance(data.validation, str):
-        validation = open_source(data.validation, "data.validation")
-        require_columns(validation, columns.all)
-        validation = validation.with_numbers(numbers)
-    return Inspection(train.with_numbers(numbers), validation, columns)
+        validation = open_source(data.validation, "data.validation", job.storage)
+        require_columns(validation.typed(_types(columns, job.model)), columns.all)
+    return Inspection(job, train, validation, columns)
 
 
 def make_plan(job: JobSpec, inspection: Inspection) -> ShardPlan:

@@ -177,15 +177,15 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
 
 def _count(dispatcher: Dispatcher, inspection: Inspection, shards: int) -> RowCounts:
     """Have the workers count what has no count in its metadata, the files dealt out like shards."""
-    paths = inspection.uncounted
-    if not paths:
+    files = inspection.uncounted
+    if not files:
         return {}
 
     def task(share: Shards) -> CountRows:
-        return CountRows(tuple(path for place, path in enumerate(paths) if place % shards in share))
+        return inspection.count_task(file for place, file in enumerate(files) if place % shards in share)
 
     answers = dispatcher.ask("count", task, rows=False)
-    return {path: rows for answer in answers for path, rows in cast(RowCounts, answer).items()}
+    return {path: count for answer in answers for path, count in cast(RowCounts, answer).items()}
 
 
 def _directory(order: Order, prepared: Prepared) -> RunDirectory:

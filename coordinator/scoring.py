@@ -17,12 +17,13 @@ from coordinator.model_files import TrainedModel
 from coordinator.records import Errors
 from worker.arrays import Floats
 from worker.batch import Target
-from worker.columns import NUMBERS, Column, Numbers, require_columns
+from worker.columns import Column, Numbers, csv_type, require_columns
 from worker.encoding import Encoding
 from worker.errors import DataError, UserError
 from worker.network import ErrorSums, decide
 from worker.shard import EVALUATION_ROWS, fill_targets
-from worker.sources import Source, count_rows, iterate, open_source
+from worker.sources import Source, count_rows, open_source, read_batches
+from worker.stores import DEFAULT_STORAGE, StorageSpec, is_remote
 from worker.values import CALENDAR, Label, Where, read_numbers
 
 
@@ -58,15 +59,21 @@ class Predictions:
     findings: list[str]
 
 
-def evaluate(model: TrainedModel, data: str, table: int = 0) -> Evaluation:
+def evaluate(model: TrainedModel, data: str, table: int = 0, storage: StorageSpec = DEFAULT_STORAGE) -> Evaluation:
     """Return the model's errors over a labelled dataset.
+
+    Args:
+        model: the model.
+        data: address of a file, a folder or a glob.
+        table: rows to return, at most.
+        storage: how stores are reached.
 
     Raises:
         UserError: the data can't be read or does not fit the model.
     """
     columns = (*model.encoding.feature_columns, *model.encoding.label.columns)
     needed = list(dict.fromkeys(column.name for column in columns))
-    source = _open(model, data, columns)
+    source = _open(model, data, storage, columns)
     rows: list[ScoredRow] = []
     sums: ErrorSums | None = None
     unknown = Unknown(model.encoding)
@@ -79,7 +86,7 @@ def evaluate(model: TrainedModel, data: str, table: int = 0) -> Evaluation:
     return Evaluation(sums.rows, Errors.of(sums), rows, unknown.findings)
 
 
-def predict(model: TrainedModel, data: str, output: Path) -> Predictions:
+def predict(model: TrainedModel, data: str, output: Path, storage: StorageSpec = DEFAULT_STORAGE) -> Predictions:
     """Write predictions for a dataset as Parquet, in the order of its rows, and return what there is to say of them.
 
     Beside what the model says stand the columns that are none of its features, so that identifiers carry over:
@@ -89,8 +96,9 @@ def predict(model: TrainedModel, data: str, output: Path) -> Predictions:
         UserError: the data can't be read or does not fit the model, or the output can't be written.
     """
     features = model.encoding.feature_columns
-    source = _open(model, data, features)
-    if any(output.exists() and os.path.samefile(file.path, output) for file in source.files):
+    source = _open(model, data, storage, features)
+    local = [file.path for file in source.files if not is_remote(file.path)]
+    if any(output.exists() and os.path.samefile(path, output) for path in local):
         raise UserError(f"--output: {output} is the data itself; give another file")
     used = {column.name for column in features}
     carried = [name for name in source.schema.names if name not in used]
@@ -143,13 +151,15 @@ class _Writer:
             self._file.close()
 
 
-def _open(model: TrainedModel, data: str, wanted: tuple[Column, ...]) -> Source:
+def _open(model: TrainedModel, data: str, storage: StorageSpec, wanted: tuple[Column, ...]) -> Source:
     """Open and count a dataset that has these columns of the model's."""
-    source = open_source(data, "--data")
+    source = open_source(data, "--data", storage)
+    types = {column.name: csv_type(column, category=column in model.encoding.categories) for column in wanted}
+    # The other columns may turn out not to be what they look like at first.
+    doubtful = {field.name: field.type for field in source.schema if field.name not in types}
+    source = source.typed({name: arrow for name, arrow in types.items() if arrow is not None})
     require_columns(source, wanted)
-    categories = model.encoding.categories
-    source = source.with_numbers(column.name for column in wanted if column.kind in NUMBERS and column not in categories)
-    source = source.counted({path: count_rows(path) for path in source.uncounted})
+    source = source.counted({file.path: count_rows(file, storage, doubtful) for file in source.uncounted})
     if source.rows == 0:
         raise DataError(f"{data}: has no rows; at least one is needed")
     return source
@@ -159,7 +169,7 @@ def _chunks(model: TrainedModel, source: Source, columns: list[str], unknown: Un
     """Yield the dataset encoded, a fixed number of rows at a time, whatever its batches."""
     encoding, dtype = model.encoding, model.network.spec.dtype
     place = 0
-    for batch in iterate(source, columns):
+    for batch in read_batches(source, 0, source.rows, columns):
         unknown.look_at(batch, partial(_where, source, place))
         for first in range(0, batch.num_rows, EVALUATION_ROWS):
             table = batch.slice(first, EVALUATION_ROWS)

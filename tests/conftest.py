@@ -227,7 +227,7 @@ class Store:
 
     def put(self, key: str, content: bytes | Path) -> str:
         """Put a file into the bucket, and return its address."""
-        with self.filesystem.open_output_stream(f"{self.bucket}/{key}") as file:
+        with self.filesystem.open_output_stream(f"{self.bucket}/{key}", compression=None) as file:
             file.write(content if isinstance(content, bytes) else content.read_bytes())
         return f"s3://{self.bucket}/{key}"
 

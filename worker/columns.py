@@ -156,6 +156,14 @@ def _plain_kind(arrow: pa.DataType) -> Kind | None:
     return next((kind for kind, found in tests.items() if found), None)
 
 
+def csv_type(column: Column, *, category: bool) -> pa.DataType | None:
+    """Return what a CSV's column is to be read as, whatever the beginning of the file looks like; None goes by that."""
+    if column.kind in NUMBERS and not category:
+        return pa.float64()
+    types: dict[Kind, pa.DataType] = {"text": pa.string(), "integer": pa.int64(), "boolean": pa.bool_()}
+    return types.get(column.kind)
+
+
 def require_columns(source: Source, wanted: Iterable[Column]) -> None:
     """Raise DataError unless another dataset has these columns, in kinds and widths that can stand for them."""
     path = source.files[0].path

@@ -48,7 +48,7 @@ class DataSpec:
     """What is trained on.
 
     Attributes:
-        train: a file, folder or glob of Parquet, Arrow IPC/Feather or CSV.
+        train: a file, folder or glob of Parquet, Arrow IPC/Feather or CSV; a path or a URI.
         label: column to learn, or several for a target of many values; names and globs.
         validation: share of the rows held out (which ones: by the seed), or another file, folder or glob.
         features: columns to learn from; names and globs. A glob leaves the label's columns out, unless `label` has it too.

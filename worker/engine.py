@@ -84,8 +84,8 @@ class Worker:
                 self._held.anticipate(task)
 
     def count(self, task: CountRows) -> RowCounts:
-        """Return the rows of each file."""
-        return {path: count_rows(path) for path in task.paths}
+        """Return the rows of each file, and what became of the guesses."""
+        return {file.path: count_rows(file, task.storage, task.doubtful) for file in task.files}
 
     def scan(self, task: ScanShards) -> Scans:
         """Read the shards, keep them for a while, and return what the encoding must know of them."""

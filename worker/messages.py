@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import pyarrow as pa
+
 from worker.columns import Columns
 from worker.encoding import Encoding
 from worker.model import ModelSpec
 from worker.network import ErrorSums, GradientSum
 from worker.scan import Scan
 from worker.sharding import ShardPlan
-from worker.sources import Source
+from worker.sources import CsvCount, Source, SourceFile
+from worker.stores import StorageSpec
 from worker.tree import Node
 
 Split = Literal["train", "validation"]
@@ -36,9 +39,11 @@ class Setup:
 
 @dataclass(frozen=True)
 class CountRows:
-    """Count the rows of these CSV files. Answer: their counts, by path."""
+    """Count the rows of these CSV files, and look at columns whose guessed types are in doubt. Answer: what is found, by path."""
 
-    paths: tuple[str, ...]
+    files: tuple[SourceFile, ...]
+    storage: StorageSpec
+    doubtful: dict[str, pa.DataType]
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Evaluate:
 
 
 Task = CountRows | ScanShards | PrepareShards | ComputeGradients | Evaluate
-RowCounts = dict[str, int]
+RowCounts = dict[str, CsvCount]
 Scans = dict[int, Scan]
 GradientSums = dict[Node, GradientSum | None]
 ErrorSumsByNode = dict[Node, ErrorSums | None]

@@ -1,52 +1,82 @@
-"""Files of a dataset: finding them, their schema and row counts, and reading ranges of rows."""
+"""A dataset: its files in a fixed order, their common schema, and reading ranges of its rows."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from glob import glob, has_magic
 from itertools import accumulate
-from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.dataset as pa_dataset
-import pyarrow.parquet as pq
-from pyarrow.fs import LocalFileSystem
 
+from worker.discovery import Found, find_files
 from worker.errors import DataError, JobError
+from worker.formats import SUFFIXES, Format, count_csv, format_of, opened, read_metadata, read_range
+from worker.partitions import Partition, partition_fields, partitions_of
+from worker.stores import DEFAULT_STORAGE, Place, StorageSpec, is_remote, locate
 
-Format = Literal["Parquet", "Arrow IPC", "CSV"]
+OPENED_AT_ONCE: Final = 16
+"""Files of a store whose metadata is read at the same time: each takes some round trips."""
 
-SUFFIXES: Final[Mapping[str, Format]] = {
-    ".parquet": "Parquet",
-    ".pq": "Parquet",
-    ".arrow": "Arrow IPC",
-    ".feather": "Arrow IPC",
-    ".ipc": "Arrow IPC",
-    ".csv": "CSV",
-    ".csv.gz": "CSV",
-}
 
-BATCH_ROWS: Final = 65536
-"""Rows of Parquet decoded at once."""
+@dataclass(frozen=True)
+class Version:
+    """What tells a file from one that took its place.
+
+    Attributes:
+        size: in bytes.
+        mark: when it was changed, or what else its store has for this.
+        host: whose clock that is; none for stores. Copies of a file on other machines have marks of their own.
+    """
+
+    size: int
+    mark: str
+    host: str = ""
+
+    def same(self, other: "Version") -> bool:
+        """Return whether this is the version of the same file, as far as can be told."""
+        return self.size == other.size and (self.mark == other.mark or self.host != other.host)
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a dataset. `rows` is None until somebody has counted them (CSV has no count to read)."""
+    """One file of a dataset.
+
+    Attributes:
+        path: its address.
+        format: its format.
+        rows: that it has; None until somebody has counted them (CSV has no count to read).
+        version: when it was found.
+        partitions: columns that its folders' names make up.
+    """
 
     path: str
     format: Format
     rows: int | None
+    version: Version | None = None
+    partitions: tuple[Partition, ...] = ()
+
+
+@dataclass(frozen=True)
+class CsvCount:
+    """The rows of a CSV, and the columns whose type was guessed wrong. They are text."""
+
+    rows: int
+    text: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a dataset in a fixed order, which is the order of its rows, and their common schema."""
+    """The files of a dataset in a fixed order, which is the order of its rows, and their common schema.
+
+    `storage` says how to reach them.
+    """
 
     files: tuple[SourceFile, ...]
     schema: pa.Schema
+    storage: StorageSpec = DEFAULT_STORAGE
 
     @property
     def rows(self) -> int:
@@ -61,25 +91,32 @@ class Source:
         return counts
 
     @property
-    def uncounted(self) -> list[str]:
-        """Paths of the files whose rows are still to be counted."""
-        return [file.path for file in self.files if file.rows is None]
+    def guessed(self) -> bool:
+        """Whether the columns' types are guesses from the beginning of the files."""
+        return self.files[0].format == "CSV"
 
-    def counted(self, rows: Mapping[str, int]) -> "Source":
-        """Return the source with the counts of its uncounted files filled in."""
-        return replace(self, files=tuple(replace(file, rows=rows.get(file.path, file.rows)) for file in self.files))
+    @property
+    def uncounted(self) -> list[SourceFile]:
+        """The files whose rows are still to be counted."""
+        return [file for file in self.files if file.rows is None]
 
-    def with_numbers(self, names: Iterable[str]) -> "Source":
-        """Return the source with the guessed types of these CSV columns widened to float64.
+    def counted(self, counts: Mapping[str, CsvCount]) -> "Source":
+        """Return the source with the counts of its uncounted files filled in, by path, and wrong guesses turned to text."""
+        text = {name for file in self.uncounted for name in counts[file.path].text}
+        files = tuple(replace(file, rows=counts[file.path].rows) if file.rows is None else file for file in self.files)
+        return replace(self, files=files).typed(dict.fromkeys(text, pa.string()))
 
-        The first block of a CSV may show whole numbers or nothing where decimals follow.
+    def typed(self, types: Mapping[str, pa.DataType]) -> "Source":
+        """Return the source with other types for these columns, by name, as far as its own are guesses and it has them.
+
+        A column of true and false stays so where numbers are asked for, since it can stand for them.
         """
-        schema = self.schema
-        for name in names if self.files[0].format == "CSV" else ():
-            place = schema.get_field_index(name)
-            if pa.types.is_integer(schema.types[place]) or pa.types.is_null(schema.types[place]):
-                schema = schema.set(place, pa.field(name, pa.float64()))
-        return replace(self, schema=schema)
+        fixed = {name for name, _ in self.files[0].partitions}
+        fixed |= {
+            field.name for field in self.schema if pa.types.is_boolean(field.type) and types.get(field.name) == pa.float64()
+        }
+        fields = [field if field.name in fixed else field.with_type(types.get(field.name, field.type)) for field in self.schema]
+        return replace(self, schema=pa.schema(fields)) if self.guessed else self
 
     def where(self, row: int) -> str:
         """Return 'path: row 5' for a position in the dataset; rows of a file count from 1."""
@@ -90,114 +127,140 @@ class Source:
         raise AssertionError("the row lies beyond the dataset")
 
 
-def open_source(path: str, key: str) -> Source:
-    """Find the files of `path` (a file, folder or glob) and read their metadata, never their rows.
+def open_source(address: str, key: str, storage: StorageSpec = DEFAULT_STORAGE) -> Source:
+    """Find the files of `address` (a file, folder or glob; a path or a URI) and read their metadata, never their rows.
 
     Raises:
         JobError: at `key`, where nothing is found or the files are of no known kind.
         DataError: a file can't be read, or its columns differ from the first one's.
     """
-    found = [(path, _format(path)) for path in _find(path, key)]
-    formats = {form for _, form in found if form is not None}
-    for unknown in (path for path, form in found if form is None):
+    found = find_files(address, key, storage)
+    formats = {format_of(file.place.address): file for file in found}
+    if None in formats:
+        unknown = formats[None].place.address
         raise JobError(key, f"{unknown} is of no known kind; accepted are files ending in {', '.join(SUFFIXES)}")
     if len(formats) > 1:
-        raise JobError(key, f"{path} holds files of several kinds; name one kind with a glob such as *.parquet")
-    form = formats.pop()
+        raise JobError(key, f"{address} holds files of several kinds; name one kind with a glob such as *.parquet")
+    partitions = partitions_of(found)
     files: list[SourceFile] = []
     schema: pa.Schema | None = None
-    for file_path, _ in found:
-        with _reading(file_path, form):
-            file_schema, rows = _METADATA[form](file_path)
-            # Names and types alone: whether a column may hold nulls says nothing yet, and differs from file to file.
-            file_schema = pa.schema([(field.name, field.type) for field in file_schema])
-        files.append(SourceFile(file_path, form, rows))
-        schema = _same_schema(schema, file_schema, files[0].path, file_path, guessed=form == "CSV")
+    for (file, own), folders in zip(_metadata(found, address), partitions, strict=True):
+        files.append(replace(file, partitions=folders))
+        schema = _same_schema(schema, own, files[0].path, files[-1], guessed=file.format == "CSV")
     assert schema is not None
-    return Source(tuple(files), schema)
+    return Source(tuple(files), pa.schema([*schema, *partition_fields(partitions)]), storage)
 
 
-def count_rows(path: str) -> int:
-    """Return the rows of a CSV file, by reading it once. Raises DataError where it is malformed."""
-    with _reading(path, "CSV"):
-        with _open_csv(path, {}) as reader:
-            unparsed = {name: pa.binary() for name in reader.schema.names}
-        with _open_csv(path, unparsed) as reader:
-            return sum(batch.num_rows for batch in reader)
+def count_rows(file: SourceFile, storage: StorageSpec, doubtful: Mapping[str, pa.DataType]) -> CsvCount:
+    """Count the rows of a CSV file, by reading it once, and look whether the guessed types of columns hold.
+
+    Raises:
+        DataError: it is malformed, or has changed.
+    """
+    place = locate(file.path, storage)
+    with opened(place, file.format) as handle:
+        _require_unchanged(file, place, handle)
+        names = read_metadata(handle, file.format, file.path)[0].names
+    with opened(place, file.format) as handle:
+        there = {name: arrow for name, arrow in doubtful.items() if name in names}
+        rows, text = count_csv(handle, file.path, names, there)
+    return CsvCount(rows, tuple(text))
 
 
 def read_rows(source: Source, start: int, stop: int, columns: list[str]) -> pa.Table:
-    """Return the rows at positions start..stop-1 of the dataset, with `columns` in that order.
+    """Return the rows at positions start..stop-1 of the dataset, with `columns` in that order. Raises as `read_batches` does."""
+    tables = list(read_batches(source, start, stop, columns))
+    return pa.concat_tables(tables) if tables else source.schema.empty_table().select(columns)
+
+
+def read_batches(source: Source, start: int, stop: int, columns: list[str]) -> Iterator[pa.Table]:
+    """Yield the rows at positions start..stop-1 of the dataset in order, in tables of `BATCH_ROWS` rows at most.
 
     Only these columns, and only the row groups or batches that hold the rows, are decoded; of CSV and compressed Arrow IPC, all
     the blocks up to them.
+
+    Raises:
+        DataError: a file can't be read, or is not the one that was opened first.
     """
-    batches = list(_batches(source, start, stop, columns))
-    if sum(batch.num_rows for batch in batches) != stop - start:
-        raise DataError(f"{source.files[0].path}: rows are missing; the files must not change during a run")
-    return pa.Table.from_batches(batches) if batches else source.schema.empty_table().select(columns)
-
-
-def iterate(source: Source, columns: list[str]) -> Iterator[pa.Table]:
-    """Yield the whole dataset in order, in tables as large as its batches are."""
-    for batch in _batches(source, 0, source.rows, columns):
-        yield pa.Table.from_batches([batch])
-
-
-def _batches(source: Source, start: int, stop: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
     for file, offset in zip(source.files, accumulate(source.counts, initial=0), strict=False):
         first, last = max(start - offset, 0), min(stop - offset, file.rows or 0)
-        if first >= last:
-            continue
-        with _reading(file.path, file.format):
-            for place, batch in _READ[file.format](file.path, first, last, columns, source.schema):
-                begin, end = max(first - place, 0), min(last - place, batch.num_rows)
-                if begin < end:
-                    chosen = pa.RecordBatch.from_arrays([batch.column(name) for name in columns], names=columns)
-                    yield chosen.slice(begin, end - begin)
+        if first < last:
+            yield from _read_file(source, file, first, last, columns)
 
 
-def _find(path: str, key: str) -> list[str]:
-    if "://" in path:
-        raise JobError(key, f"{path} is a URI; accepted are a local file, folder or glob")
-    if has_magic(path) and not Path(path).exists():
-        paths = sorted(found for found in glob(path, recursive=True) if Path(found).is_file())
-    elif Path(path).is_dir():
-        paths = sorted(
-            str(found)
-            for found in Path(path).rglob("*")
-            if found.is_file() and _format(str(found)) and not _hidden(found.relative_to(path))
-        )
-    else:
-        paths = [path] if Path(path).is_file() else []
-    if not paths:
-        what = "no files in" if Path(path).is_dir() else "no such file or folder:"
-        raise JobError(key, f"{what} {path}; accepted are Parquet, Arrow IPC/Feather and CSV files, a folder or a glob of them")
-    return paths
+def _read_file(source: Source, file: SourceFile, first: int, last: int, columns: list[str]) -> Iterator[pa.Table]:
+    place, constants, rows = locate(file.path, source.storage), dict(file.partitions), 0
+    names = [name for name in columns if name not in constants]
+    # Without a column of the file's own, one is read to count its rows by.
+    read = names or [name for name in source.schema.names if name not in constants][:1]
+    with opened(place, file.format) as handle:
+        _require_unchanged(file, place, handle)
+        for begin, batch in read_range(handle, file.format, file.path, first, last, read, source.schema):
+            skipped = max(first - begin, 0)
+            chosen = batch.slice(skipped, max(min(last - begin, batch.num_rows) - skipped, 0))
+            rows += chosen.num_rows
+            if chosen.num_rows:
+                yield pa.Table.from_arrays([_column(source, file, name, chosen) for name in columns], names=columns)
+    # Once more, for what was read must be what was there before.
+    with opened(place, file.format) as handle:
+        _require_unchanged(file, place, handle)
+    if rows != last - first:
+        raise _changed(file)
 
 
-def _hidden(path: Path) -> bool:
-    """Return whether the file, or a folder on the way to it, is one that tools keep for themselves."""
-    return any(part.startswith((".", "_")) for part in path.parts)
+def _column(source: Source, file: SourceFile, name: str, batch: pa.RecordBatch) -> pa.Array:
+    constants, wanted = dict(file.partitions), source.schema.field(name).type
+    if name in constants:
+        return pa.repeat(pa.scalar(constants[name], wanted), batch.num_rows)
+    place = batch.schema.get_field_index(name)
+    if place < 0 or batch.schema.types[place] != wanted:
+        raise _changed(file)
+    return batch.column(place)
 
 
-def _format(path: str) -> Format | None:
-    return next((form for suffix, form in SUFFIXES.items() if path.lower().endswith(suffix)), None)
+def _version(place: Place, handle: pa.NativeFile) -> Version:
+    if not is_remote(place.address):
+        return Version(handle.size(), str(os.stat(place.path).st_mtime_ns), socket.gethostname())
+    # Stores have tags, which differ wherever the content does.
+    tags = [value for name, value in (handle.metadata() or {}).items() if name.lower() == "etag"]
+    mark = tags[0].decode() if tags else str(place.filesystem.get_file_info(place.path).mtime_ns)
+    return Version(handle.size(), mark)
 
 
-@contextmanager
-def _reading(path: str, form: Format) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{path}: can't be read as {form}: {reason}") from error
+def _require_unchanged(file: SourceFile, place: Place, handle: pa.NativeFile) -> None:
+    if file.version is not None and not file.version.same(_version(place, handle)):
+        raise _changed(file)
 
 
-def _same_schema(first: pa.Schema | None, other: pa.Schema, first_path: str, path: str, *, guessed: bool) -> pa.Schema:
+def _changed(file: SourceFile) -> DataError:
+    return DataError(f"{file.path}: has changed since the run began; the files of a run must stay as they are")
+
+
+def _metadata(found: list[Found], address: str) -> Iterator[tuple[SourceFile, pa.Schema]]:
+    if not is_remote(address):
+        return map(_metadata_of, found)
+    with ThreadPoolExecutor(OPENED_AT_ONCE) as threads:
+        return iter(list(threads.map(_metadata_of, found)))
+
+
+def _metadata_of(found: Found) -> tuple[SourceFile, pa.Schema]:
+    place = found.place
+    form = format_of(place.address)
+    assert form is not None
+    with opened(place, form) as handle:
+        version = _version(place, handle)
+        schema, rows = read_metadata(handle, form, place.address)
+    return SourceFile(place.address, form, rows, version), schema
+
+
+def _same_schema(first: pa.Schema | None, other: pa.Schema, first_path: str, file: SourceFile, *, guessed: bool) -> pa.Schema:
+    path = file.path
     doubled = [name for name in other.names if other.names.count(name) > 1]
     if doubled:
         raise DataError(f"{path}: has two columns named '{doubled[0]}'; names must differ")
+    for name, _ in file.partitions:
+        if name in other.names:
+            raise DataError(f"{path}: has a column '{name}' and lies in a folder '{name}=…'; rename one of them")
     if first is None:
         return other
     fields: list[pa.Field] = []
@@ -205,88 +268,18 @@ def _same_schema(first: pa.Schema | None, other: pa.Schema, first_path: str, pat
         if field.name not in other.names:
             raise DataError(f"{path}: has no column '{field.name}', which {first_path} has")
         found = other.field(field.name)
-        if guessed:  # a CSV's types are guesses from its first block, so whole numbers may meet decimal ones
-            with suppress(pa.ArrowException):
-                field = found = pa.unify_schemas([pa.schema([field]), pa.schema([found])], promote_options="permissive").field(0)
+        if guessed:
+            field, found = _one_guess(field, found)
         if found.type != field.type:
             raise DataError(f"{path}: column '{field.name}' has type {found.type}, but {field.type} in {first_path}")
         fields.append(field)
     return pa.schema(fields)
 
 
-def _parquet_metadata(path: str) -> tuple[pa.Schema, int | None]:
-    with pq.ParquetFile(path) as file:
-        return file.schema_arrow, file.metadata.num_rows
-
-
-def _arrow_metadata(path: str) -> tuple[pa.Schema, int | None]:
-    fragment = pa_dataset.IpcFileFormat().make_fragment(path, filesystem=LocalFileSystem())
-    return fragment.physical_schema, fragment.count_rows()
-
-
-def _csv_metadata(path: str) -> tuple[pa.Schema, int | None]:
-    with _open_csv(path, {}) as reader:
-        return reader.schema, None
-
-
-_Placed = Iterator[tuple[int, pa.RecordBatch]]
-
-# Each reader yields the batches that hold rows first..last-1 of a file, and maybe more, with the place of their first row.
-
-
-def _read_parquet(path: str, first: int, last: int, columns: list[str], _: pa.Schema) -> _Placed:
-    with pq.ParquetFile(path) as file:
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-        starts = list(accumulate(sizes, initial=0))
-        groups = [group for group, size in enumerate(sizes) if starts[group] < last and starts[group] + size > first]
-        place = starts[groups[0]] if groups else 0
-        # Decoded in one thread: the workers are the parallelism.
-        for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
-            yield place, batch
-            place += batch.num_rows
-
-
-def _read_arrow(path: str, _first: int, last: int, columns: list[str], _: pa.Schema) -> _Placed:
-    with pa.memory_map(path) as mapped:
-        with pa.ipc.open_file(mapped) as whole:
-            needed = [whole.schema.get_field_index(name) for name in columns]
-        place = 0
-        file = pa.ipc.open_file(mapped, options=pa.ipc.IpcReadOptions(included_fields=needed))
-        for number in range(file.num_record_batches):
-            if place >= last:
-                break
-            batch = file.get_batch(number)
-            yield place, batch
-            place += batch.num_rows
-
-
-def _read_csv(path: str, _: int, last: int, columns: list[str], schema: pa.Schema) -> _Placed:
-    types = {name: schema.field(name).type for name in columns}
-    with _open_csv(path, types, columns) as reader:
-        place = 0
-        for batch in reader:
-            if place >= last:
-                break
-            yield place, batch
-            place += batch.num_rows
-
-
-def _open_csv(path: str, types: Mapping[str, pa.DataType], columns: list[str] | None = None) -> pa_csv.CSVStreamingReader:
-    """Open a CSV whose columns have these types, the others being guessed; only `columns` are converted."""
-    return pa_csv.open_csv(
-        pa.input_stream(path, compression="gzip" if path.lower().endswith(".gz") else None),
-        convert_options=pa_csv.ConvertOptions(column_types=dict(types), include_columns=columns or [], strings_can_be_null=True),
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-    )
-
-
-_METADATA: Final[Mapping[Format, Callable[[str], tuple[pa.Schema, int | None]]]] = {
-    "Parquet": _parquet_metadata,
-    "Arrow IPC": _arrow_metadata,
-    "CSV": _csv_metadata,
-}
-_READ: Final[Mapping[Format, Callable[[str, int, int, list[str], pa.Schema], _Placed]]] = {
-    "Parquet": _read_parquet,
-    "Arrow IPC": _read_arrow,
-    "CSV": _read_csv,
-}
+def _one_guess(first: pa.Field, found: pa.Field) -> tuple[pa.Field, pa.Field]:
+    """Return two files' guesses for a column after one has given way, if one can."""
+    if pa.types.is_string(first.type) or (pa.types.is_string(found.type) and not pa.types.is_null(first.type)):
+        return first, first  # where text meets numbers, whoever counts or reads the rows finds out what they are
+    with suppress(pa.ArrowException):
+        first = found = pa.unify_schemas([pa.schema([first]), pa.schema([found])], promote_options="permissive").field(0)
+    return first, found

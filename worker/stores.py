@@ -50,6 +50,9 @@ class StorageSpec:
         )
 
 
+DEFAULT_STORAGE: Final = StorageSpec()
+
+
 @dataclass(frozen=True)
 class Place:
     """A file or folder in a store.
@@ -67,6 +70,14 @@ class Place:
     def below(self, path: str) -> "Place":
         """Return the place at a path relative to this folder."""
         return replace(self, path=f"{self.path.rstrip('/')}/{path}", address=f"{self.address.rstrip('/')}/{path}")
+
+    def at(self, path: str) -> "Place":
+        """Return the place at another path in the same store."""
+        if not is_remote(self.address):
+            return replace(self, path=path, address=path)
+        inside = self.path.partition("/")[2]
+        root = self.address[: len(self.address) - len(inside)].removesuffix("/")
+        return replace(self, path=path, address=f"{root}/{path.partition('/')[2]}")
 
 
 def is_remote(address: str) -> bool:

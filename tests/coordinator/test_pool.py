@@ -18,6 +18,7 @@ from worker.blas import fingerprint
 from worker.engine import Worker
 from worker.messages import Answer, ComputeGradients, CountRows, PrepareShards, Task
 from worker.network import ErrorSums, GradientSum
+from worker.stores import DEFAULT_STORAGE
 from worker.tree import root
 
 Document = dict[str, dict[str, Any]]
@@ -156,7 +157,7 @@ def test_workers_of_this_process_join_once_and_answer_each_task_once() -> None:
     assert pool.wait(0.0) == [Joined(0, fingerprint()), Joined(1, fingerprint())]
 
     for worker in (1, 0):
-        pool.submit(worker, CountRows(()), None)
+        pool.submit(worker, CountRows((), DEFAULT_STORAGE, {}), None)
 
     events = pool.wait(0.0)
     assert [(event.worker, event.answer) for event in events if isinstance(event, Answered)] == [(1, {}), (0, {})]

@@ -26,7 +26,8 @@ from worker.network import ErrorSums, GradientSum, Network
 from worker.scan import scan_sum
 from worker.shard import EVALUATION_ROWS
 from worker.sharding import ShardPlan
-from worker.sources import Source, open_source, read_rows
+from worker.sources import CsvCount, Source, open_source, read_rows
+from worker.stores import DEFAULT_STORAGE
 from worker.streams import Purpose, stream
 from worker.tree import finish, root
 
@@ -402,10 +403,10 @@ def test_a_bad_row_of_a_validation_dataset_is_named(rows: Source, tmp_path: Path
 
 
 def test_rows_of_csv_files_are_counted(tmp_path: Path) -> None:
-    paths = [str(tmp_path / name) for name in ("a.csv", "b.csv")]
-    for rows, path in enumerate(paths, 2):
-        Path(path).write_text("x,y\n" + "1,2\n" * rows)
+    for rows, name in ((2, "a.csv"), (3, "b.csv")):
+        (tmp_path / name).write_text("x,y\n" + "1,2\n" * rows + "A1,2\n")
+    files = open_source(str(tmp_path), "data.train").files
 
-    assert ask(Worker(), CountRows(tuple(paths))) == dict(zip(paths, (2, 3), strict=True))
-    with pytest.raises(DataError, match=r"nowhere\.csv: can't be read as CSV: "):
-        ask(Worker(), CountRows((str(tmp_path / "nowhere.csv"),)))
+    answer = ask(Worker(), CountRows(files, DEFAULT_STORAGE, {"x": pa.int64(), "y": pa.int64(), "another": pa.int64()}))
+
+    assert answer == {files[0].path: CsvCount(3, ("x",)), files[1].path: CsvCount(4, ("x",))}

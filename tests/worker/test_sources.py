@@ -1,5 +1,8 @@
+import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from shutil import copy
 from typing import Any
@@ -13,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import DataError, JobError
-from worker.sources import Source, count_rows, iterate, open_source, read_rows
+from worker.sources import CsvCount, Source, Version, count_rows, open_source, read_batches, read_rows
+from worker.stores import DEFAULT_STORAGE, StorageSpec
 
 GROUP_ROWS = 15
 NAMES = ["%.parquet", "%.pq", "%.arrow", "lz4-%.arrow", "zstd-%.feather", "lz4-%.ipc", "%.csv", "%.csv.gz"]
@@ -42,7 +46,8 @@ def write(path: Path, columns: Any) -> Path:
 
 def open_counted(path: Path | str) -> Source:
     source = open_source(str(path), "data.train")
-    return source.counted({uncounted: count_rows(uncounted) for uncounted in source.uncounted})
+    doubtful = {field.name: field.type for field in source.schema}
+    return source.counted({file.path: count_rows(file, DEFAULT_STORAGE, doubtful) for file in source.uncounted})
 
 
 def read_all(path: Path | str) -> pa.Table:
@@ -90,8 +95,33 @@ def test_any_range_of_rows_is_that_slice_of_the_whole_table(dataset: Source, bou
     assert found.equals(WHOLE.slice(start, stop - start).select(columns))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_ranges_of_rows_are_the_same_in_a_store(name: str, store: Any, tmp_path: Path) -> None:
+    for letter, first, last in (("a", 0, 47), ("b", 47, 48), ("c", 48, 100)):
+        path = write(tmp_path / name.replace("%", letter), WHOLE.slice(first, last - first))
+        address = store.put(f"rows/{path.name}", path)
+    storage = StorageSpec(**store.storage)
+    source = open_source(address.rpartition("/")[0], "data.train", storage)
+    assert [file.path.rpartition("/")[0] for file in source.files] == [f"s3://{store.bucket}/rows"] * 3
+    source = source.counted({file.path: count_rows(file, storage, {}) for file in source.uncounted})
+
+    for start, stop in ((0, 100), (3, 5), (40, 60), (99, 100), (48, 48)):
+        found = read_rows(source, start, stop, ["whole", "text"])
+        assert found.equals(WHOLE.slice(start, stop - start).select(["whole", "text"]))
+
+
+def test_a_store_is_asked_for_a_row_group_s_columns_together(store: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.parquet", {f"column {number}": np.arange(GROUP_ROWS) for number in range(30)})
+    source = open_source(store.put("rows.parquet", path), "data.train", StorageSpec(**store.storage))
+    store.requests.clear()
+
+    read_rows(source, 0, GROUP_ROWS, source.schema.names)
+
+    assert [request.split()[0] for request in store.requests].count("GET") <= 4
+
+
 def test_a_dataset_is_iterated_in_order(dataset: Source) -> None:
-    tables = list(iterate(dataset, ["text", "whole"]))
+    tables = list(read_batches(dataset, 0, dataset.rows, ["text", "whole"]))
 
     assert pa.concat_tables(tables).equals(WHOLE.select(["text", "whole"]))
 
@@ -115,8 +145,8 @@ def test_only_csv_is_left_to_be_counted_and_its_rows_are_not_read_before(name: s
     source = open_source(path, "data.train")
 
     assert source.schema.equals(WHOLE.schema)
-    assert source.uncounted == ([path] if ".csv" in name else [])
-    assert source.counted({path: 100}).rows == 100
+    assert [file.path for file in source.uncounted] == ([path] if ".csv" in name else [])
+    assert source.counted({path: CsvCount(100)}).rows == 100
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -179,10 +209,6 @@ def test_a_path_without_data_of_one_known_kind_is_refused_by_its_key(parts: Path
     write(parts / "mixed" / "b.parquet", {"x": [1]})
 
     assert re.match(f"data.train: {problem}", refusal(parts / path, JobError))
-
-
-def test_a_uri_is_refused() -> None:
-    assert refusal("s3://bucket/rows.parquet", JobError).startswith("data.train: s3://bucket/rows.parquet is a URI; accepted are")
 
 
 @pytest.mark.parametrize("name", ["%.PARQUET", "%.CSV.GZ", "%.Csv"])
@@ -263,15 +289,20 @@ def test_a_damaged_file_is_named(name: str, damage: Callable[[bytes], bytes], tm
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"x,y\n1,2\n3\n", b"x,y\n1,2\n3,4,5\n", b"x,\xff\xfe\n1,2\n"],
-    ids=["empty", "short row", "long row", "undecodable name"],
+    ("content", "problem"),
+    [
+        (b"", "can't be read as CSV: "),
+        (b"x,\xff\xfe\n1,2\n", "can't be read as CSV: "),
+        (b"x,y\n1,2\n3\n", "row 2 has 1 fields, but the header 2; mend the row"),
+        (b"x,y\n1,2\n3,4,5\n", "row 2 has 3 fields, but the header 2; mend the row"),
+    ],
+    ids=["empty", "undecodable name", "short row", "long row"],
 )
-def test_a_malformed_csv_is_named(content: bytes, tmp_path: Path) -> None:
+def test_a_malformed_csv_is_named(content: bytes, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(content)
 
-    assert refusal(path).startswith(f"{path}: can't be read as CSV: ")
+    assert refusal(path).startswith(f"{path}: {problem}")
 
 
 @pytest.mark.parametrize("row", ["1\n", "1,2,3\n"])
@@ -280,19 +311,97 @@ def test_a_ragged_row_far_down_a_csv_is_found_when_the_rows_are_counted(row: str
     path.write_text("x,y\n" + "1,2\n" * (BLOCK_BYTES // 3) + row)
     assert open_source(str(path), "data.train").schema.names == ["x", "y"]
 
-    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: can't be read as CSV: .*[Ee]xpected 2 columns"):
-        count_rows(str(path))
+    problem = rf"row {BLOCK_BYTES // 3 + 1} has {row.count(',') + 1} fields, but the header 2; mend the row$"
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: {problem}"):
+        open_counted(path)
+
+
+# Files that change
+
+
+CHANGES: dict[str, Any] = {
+    "fewer rows": {"x": np.arange(70), "y": np.arange(70)},
+    "more rows": {"x": np.arange(130), "y": np.arange(130)},
+    "another type": {"x": np.arange(100) / 2, "y": np.arange(100)},
+    "another column": {"z": np.arange(100), "y": np.arange(100)},
+    "other values": {"x": np.arange(100)[::-1].copy(), "y": np.arange(100)},
+}
+
+
+def changed(path: Path) -> str:
+    return f"{path}: has changed since the run began; the files of a run must stay as they are"
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_changes_during_a_run_is_refused(name: str, change: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name.replace("%", "rows"), {"x": np.arange(100), "y": np.arange(100)})
+    uncounted = open_source(str(path), "data.train")
+    source = open_counted(path)
+    before = path.stat().st_mtime_ns
+    write(path, CHANGES[change])
+    os.utime(path, ns=(before + 1, before + 1))
+
+    for read in (lambda: read_rows(source, 10, 20, ["x"]), lambda: count_rows(uncounted.files[0], DEFAULT_STORAGE, {})):
+        with pytest.raises(DataError) as caught:
+            read()
+        assert str(caught.value) == changed(path)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_files_that_lose_rows_during_a_run_are_refused(name: str, tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_read_is_refused(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / name.replace("%", "rows"), {"x": np.arange(100)})
+    tables = read_batches(open_counted(path), 0, 100, ["x"])
+    next(tables)
+    path.rename(tmp_path / "before")
+    write(path, {"x": np.arange(100)})
+
+    with pytest.raises(DataError) as caught:
+        list(tables)
+    assert str(caught.value) == changed(path)
+
+
+@pytest.mark.parametrize("change", ["fewer rows", "another type", "another column"])
+@pytest.mark.parametrize("name", ["%.parquet", "%.arrow"])
+def test_a_copy_on_another_machine_has_its_own_time_but_must_be_the_same_otherwise(
+    name: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / name.replace("%", "rows"), {"x": np.arange(100), "y": np.arange(100)})
     source = open_counted(path)
-    write(path, {"x": np.arange(70)})
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    os.utime(path, (1, 1))
 
     assert read_rows(source, 10, 20, ["x"])["x"].to_pylist() == list(range(10, 20))
-    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: rows are missing; the files must not change during a run$"):
-        read_rows(source, 60, 80, ["x"])
+    write(path, CHANGES[change])
+    same_size = [replace(file, version=Version(path.stat().st_size, "then", "here")) for file in source.files]
+    for found in (source, replace(source, files=tuple(same_size))):
+        with pytest.raises(DataError) as caught:
+            read_rows(found, 60, 80, ["x"])
+        assert str(caught.value) == changed(path)
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (Version(7, "then", "here"), True),
+        (Version(7, "later", "here"), False),
+        (Version(7, "later", "there"), True),
+        (Version(8, "then", "here"), False),
+        (Version(8, "later", "there"), False),
+    ],
+)
+def test_versions_are_compared_by_size_and_on_one_machine_by_time(other: Version, same: bool) -> None:
+    assert Version(7, "then", "here").same(other) is same
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_is_gone_is_named(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name.replace("%", "rows"), {"x": np.arange(100)})
+    source = open_counted(path)
+    path.unlink()
+
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: can't be read as .*[Nn]o such file"):
+        read_rows(source, 0, 100, ["x"])
 
 
 # Columns of several files
@@ -319,7 +428,7 @@ def test_a_column_missing_in_a_later_file_is_named_with_both_files(suffix: str, 
     [
         ("parquet", [1.5], "type double, but int64"),
         ("arrow", pa.array([1], pa.int32()), "type int32, but int64"),
-        ("csv", ["one"], "type string, but int64"),
+        ("csv", [datetime(2024, 2, 29)], "type timestamp[ns], but int64"),
     ],
 )
 def test_a_column_of_another_type_in_a_later_file_is_named_with_both_files(
@@ -371,10 +480,11 @@ def test_whole_numbers_in_the_first_block_of_a_csv_may_be_followed_by_decimals(t
     path = tmp_path / "rows.csv"
     rows = BLOCK_BYTES // 4
     path.write_text("x,y,z\n" + "1,2,\n" * rows + "0.5,3,7\n")
-    source = open_source(str(path), "data.train").with_numbers(["x", "z"])
-    assert source.schema.types == [pa.float64(), pa.int64(), pa.float64()]
+    source = open_source(str(path), "data.train")
+    assert source.schema.types == [pa.int64(), pa.int64(), pa.null()]
 
-    counted = source.counted({str(path): count_rows(str(path))})
+    counted = source.counted({str(path): count_rows(source.files[0], DEFAULT_STORAGE, {})})
+    counted = counted.typed({"x": pa.float64(), "z": pa.float64(), "another": pa.float64()})
 
     assert counted.rows == rows + 1
     assert read_rows(counted, rows - 1, rows + 1, ["x", "y", "z"]).to_pydict() == {
@@ -391,10 +501,62 @@ def test_whole_numbers_in_one_csv_meet_decimals_and_gaps_in_others(tmp_path: Pat
     assert read_all(tmp_path).to_pydict() == {"x": [1.0, 0.5, None], "y": [2, 3, 4]}
 
 
-def test_only_the_types_of_csv_are_widened(tmp_path: Path) -> None:
+def test_only_the_types_of_csv_are_guesses(tmp_path: Path) -> None:
     source = open_source(str(write(tmp_path / "rows.parquet", {"x": [1]})), "data.train")
 
-    assert source.with_numbers(["x"]) == source
+    assert source.typed({"x": pa.float64()}) == source
+
+
+@pytest.mark.parametrize(
+    ("beginning", "end", "guess", "holds"),
+    [
+        ("12", "7", pa.int64(), True),
+        (" 12", " 7 ", pa.int64(), True),
+        ("12", "", pa.int64(), True),
+        ("12", "A1", pa.int64(), False),
+        ("12", "1.5", pa.int64(), False),
+        ("true", "FALSE", pa.bool_(), True),
+        ("true", "maybe", pa.bool_(), False),
+        ("1.5", "2e3", pa.float64(), True),
+        ("2024-02-29", "2024-02-30", pa.date32(), False),
+        ("", "A1", pa.int64(), False),
+        ("", "7", pa.int64(), True),
+    ],
+)
+def test_a_guess_is_held_against_all_rows_when_they_are_counted(
+    beginning: str, end: str, guess: pa.DataType, holds: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    rows = BLOCK_BYTES // len(f"{beginning},1\n") + 1
+    path.write_text("x,y\n" + f"{beginning},1\n" * rows + f"{end},1\n")
+    file = open_source(str(path), "data.train").files[0]
+
+    assert count_rows(file, DEFAULT_STORAGE, {"x": guess}) == CsvCount(rows + 1, () if holds else ("x",))
+    assert count_rows(file, DEFAULT_STORAGE, {}) == CsvCount(rows + 1)
+
+
+@pytest.mark.parametrize("contents", [("A1", "12"), ("12", "A1"), ("12", "", "A1"), ("", "12", "A1")])
+def test_what_is_text_in_one_csv_is_text_in_all(contents: tuple[str, ...], tmp_path: Path) -> None:
+    for place, content in enumerate(contents):
+        (tmp_path / f"{place}.csv").write_text(f"x,y\n{content},1\n")
+
+    assert read_all(tmp_path)["x"].to_pylist() == [content or None for content in contents]
+
+
+@pytest.mark.parametrize(
+    ("arrow", "value", "kind"),
+    [(pa.float64(), "'A1'", "number"), (pa.int64(), "'A1'", "whole number"), (pa.bool_(), "'A1'", "boolean")],
+)
+def test_what_is_not_what_a_csv_s_column_must_hold_is_named_by_row_and_column(
+    arrow: pa.DataType, value: str, kind: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n1,1\n")
+    (tmp_path / "b.csv").write_text('y,x\n"1\n1",1\n2,A1\n')
+    source = open_counted(tmp_path).typed({"x": arrow})
+
+    with pytest.raises(DataError) as caught:
+        read_rows(source, 0, 3, ["x"])
+    assert str(caught.value).startswith(f"{tmp_path / 'b.csv'}: row 2, column 'x': {value} is no {kind}, as the values before it")
 
 
 def test_quoted_line_breaks_may_lie_across_the_blocks_of_a_csv(tmp_path: Path) -> None:

@@ -1,0 +1,225 @@
+"""The formats that files of a dataset may have: their schema, their row counts, and reading ranges of rows."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.dataset as pa_dataset
+import pyarrow.parquet as pq
+
+from worker.errors import DataError
+from worker.stores import Place, is_remote, reason
+
+Format = Literal["Parquet", "Arrow IPC", "CSV"]
+
+SUFFIXES: Final[Mapping[str, Format]] = {
+    ".parquet": "Parquet",
+    ".pq": "Parquet",
+    ".arrow": "Arrow IPC",
+    ".feather": "Arrow IPC",
+    ".ipc": "Arrow IPC",
+    ".csv": "CSV",
+    ".csv.gz": "CSV",
+}
+
+BATCH_ROWS: Final = 65536
+"""Rows read at once."""
+
+GROUP_BYTES: Final = 128 << 20
+"""Row groups of more are read a buffer at a time, else the needed columns of one at once."""
+
+LEAST_BUFFER: Final = 64 << 10
+
+STREAM_BYTES: Final = 8 << 20
+"""Asked of a store at once where a file is read from its beginning."""
+
+
+def format_of(path: str) -> Format | None:
+    """Return the format that a file's name stands for; None if there is none."""
+    return next((form for suffix, form in SUFFIXES.items() if path.lower().endswith(suffix)), None)
+
+
+@contextmanager
+def opened(place: Place, form: Format) -> Iterator[pa.NativeFile]:
+    """Open a file to read it. What goes wrong while it is open becomes a DataError that names the file."""
+    try:
+        with _open(place, form) as handle:
+            yield handle
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _named(place, form, error) from error
+
+
+def _open(place: Place, form: Format) -> pa.NativeFile:
+    # Of Arrow IPC in memory that is mapped, no more is read than the rows that are looked at.
+    mapped = form == "Arrow IPC" and not is_remote(place.address)
+    return pa.memory_map(place.path) if mapped else place.filesystem.open_input_file(place.path)
+
+
+def read_metadata(handle: pa.NativeFile, form: Format, address: str) -> tuple[pa.Schema, int | None]:
+    """Return names and types of a file's columns, and its rows; None for CSV, which has no count, and whose types are guesses."""
+    schema, rows = _METADATA[form](handle, address)
+    # Whether a column may hold nulls says nothing yet, and differs from file to file.
+    return pa.schema([(field.name, field.type) for field in schema]), rows
+
+
+def read_range(
+    handle: pa.NativeFile, form: Format, address: str, first: int, last: int, columns: list[str], schema: pa.Schema
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield batches that hold rows first..last-1 of a file, and maybe more, each with the place of its first row.
+
+    Only these columns, and only the row groups or batches that hold the rows, are decoded; of CSV and compressed Arrow IPC, all
+    the blocks up to them, and of the latter on this machine all columns.
+
+    Args:
+        handle: the open file; a CSV is closed then.
+        form: its format.
+        address: of the file.
+        first: place of the first row.
+        last: place after the last row.
+        columns: to be read.
+        schema: the types that a CSV's columns are to have.
+    """
+    return _READ[form](handle, address, first, last, columns, schema)
+
+
+def count_csv(
+    handle: pa.NativeFile, address: str, names: list[str], doubtful: Mapping[str, pa.DataType]
+) -> tuple[int, list[str]]:
+    """Return the rows of a CSV, and the doubtful columns that hold something that is not of the type guessed for them.
+
+    Args:
+        handle: the open file; it is closed then.
+        address: of the file.
+        names: of its columns.
+        doubtful: the guesses, by name.
+    """
+    rows, wrong = 0, set[str]()
+    with _open_csv(handle, address, dict.fromkeys(names, pa.binary())) as reader:
+        for batch in reader:
+            rows += batch.num_rows
+            wrong |= {name for name in doubtful.keys() - wrong if not _holds(batch.column(name), doubtful[name])}
+    return rows, sorted(wrong)
+
+
+def _holds(values: pa.Array, guess: pa.DataType) -> bool:
+    try:
+        pa.compute.utf8_trim_whitespace(values.cast(pa.string())).cast(guess)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _parquet_metadata(handle: pa.NativeFile, _: str) -> tuple[pa.Schema, int | None]:
+    with pq.ParquetFile(handle) as file:
+        return file.schema_arrow, file.metadata.num_rows
+
+
+def _arrow_metadata(handle: pa.NativeFile, _: str) -> tuple[pa.Schema, int | None]:
+    fragment = pa_dataset.IpcFileFormat().make_fragment(handle)
+    return fragment.physical_schema, fragment.count_rows()
+
+
+def _csv_metadata(handle: pa.NativeFile, address: str) -> tuple[pa.Schema, int | None]:
+    with _open_csv(handle, address, {}) as reader:
+        return reader.schema, None
+
+
+_Placed = Iterator[tuple[int, pa.RecordBatch]]
+
+
+def _read_parquet(handle: pa.NativeFile, _address: str, first: int, last: int, columns: list[str], _: pa.Schema) -> _Placed:
+    metadata = pq.read_metadata(handle)
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    starts = list(accumulate(sizes, initial=0))
+    groups = [group for group, size in enumerate(sizes) if starts[group] < last and starts[group] + size > first]
+    largest = max((metadata.row_group(group).total_byte_size for group in groups), default=0)
+    options: dict[str, Any] = {"pre_buffer": True}  # asks a store for a group's columns in few large requests
+    if largest > GROUP_BYTES:
+        options = {"pre_buffer": False, "buffer_size": max(LEAST_BUFFER, min(STREAM_BYTES, GROUP_BYTES // metadata.num_columns))}
+    with pq.ParquetFile(handle, metadata=metadata, **options) as file:
+        for group in groups:  # one after the other, since what is buffered before is all that is asked for
+            place = starts[group]
+            # Decoded in one thread: the workers are the parallelism.
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+                yield place, batch
+                place += batch.num_rows
+
+
+def _read_arrow(handle: pa.NativeFile, address: str, first: int, last: int, columns: list[str], _: pa.Schema) -> _Placed:
+    file, place = pa.ipc.open_file(handle), 0
+    if is_remote(address):
+        # Of memory that is mapped, this would copy a whole batch's columns; without, only what is looked at is read.
+        needed = [found for name in columns if (found := file.schema.get_field_index(name)) >= 0]
+        file = pa.ipc.open_file(handle, options=pa.ipc.IpcReadOptions(included_fields=needed))
+    for number in range(file.num_record_batches):
+        if place >= last:
+            break
+        batch = file.get_batch(number)
+        begin, end = max(first - place, 0), min(last - place, batch.num_rows)
+        for start in range(begin, end, BATCH_ROWS):
+            piece = batch.slice(start, min(BATCH_ROWS, end - start))
+            names = [name for name in columns if piece.schema.get_field_index(name) >= 0]
+            # Copied, for the file may change under memory that is mapped, and a slice would keep all of its batch.
+            copies = [pa.concat_arrays([piece.column(name)]) for name in names]
+            yield place + start, pa.RecordBatch.from_arrays(copies, names=names)
+        place += batch.num_rows
+
+
+def _read_csv(handle: pa.NativeFile, address: str, _: int, last: int, columns: list[str], schema: pa.Schema) -> _Placed:
+    with _open_csv(handle, address, {name: schema.field(name).type for name in columns}, columns) as reader:
+        place = 0
+        for batch in reader:
+            if place >= last:
+                break
+            yield place, batch
+            place += batch.num_rows
+
+
+def _open_csv(
+    handle: pa.NativeFile, address: str, types: Mapping[str, pa.DataType], columns: list[str] | None = None
+) -> pa_csv.CSVStreamingReader:
+    """Open a CSV whose columns have these types, the others being guessed; only `columns` are converted."""
+    stream = pa.BufferedInputStream(handle, STREAM_BYTES) if is_remote(address) else handle
+    return pa_csv.open_csv(
+        pa.CompressedInputStream(stream, "gzip") if address.lower().endswith(".gz") else stream,
+        read_options=pa_csv.ReadOptions(use_threads=False),  # with threads, an error does not tell its row
+        convert_options=pa_csv.ConvertOptions(column_types=dict(types), include_columns=columns or [], strings_can_be_null=True),
+        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+    )
+
+
+_METADATA: Final[Mapping[Format, Callable[[pa.NativeFile, str], tuple[pa.Schema, int | None]]]] = {
+    "Parquet": _parquet_metadata,
+    "Arrow IPC": _arrow_metadata,
+    "CSV": _csv_metadata,
+}
+_READ: Final[Mapping[Format, Callable[[pa.NativeFile, str, int, int, list[str], pa.Schema], _Placed]]] = {
+    "Parquet": _read_parquet,
+    "Arrow IPC": _read_arrow,
+    "CSV": _read_csv,
+}
+
+_RAGGED: Final = re.compile(r"CSV parse error: Row #(\d+): Expected (\d+) columns, got (\d+)")
+_UNFIT: Final = re.compile(r"In CSV column #(\d+): Row #(\d+): CSV conversion error to (\S+): invalid value (.*)")
+_TYPES: Final = {"double": "number", "int64": "whole number", "bool": "boolean"}
+
+
+def _named(place: Place, form: Format, error: Exception) -> DataError:
+    """Return an error of the library's as one that names the file, and where that is known row and column."""
+    message = reason(error)
+    if form == "CSV" and (found := _RAGGED.match(message)):
+        row, expected, there = (int(number) for number in found.groups())  # the header is a row there, and none here
+        return DataError(f"{place.address}: row {row - 1} has {there} fields, but the header {expected}; mend the row")
+    if form == "CSV" and (found := _UNFIT.match(message)):
+        with _open_csv(_open(place, form), place.address, {}) as reader:
+            name = reader.schema.names[int(found[1])]
+        wanted = _TYPES.get(found[3], found[3])
+        return DataError(
+            f"{place.address}: row {int(found[2]) - 1}, column '{name}': {found[4]} is no {wanted}, as the values before it are; "
+            "mend the row, or make the column one of categories"
+        )
+    return DataError(f"{place.address}: can't be read as {form}: {message}")
