@@ -31,18 +31,20 @@ from cluster.plan import print_plan
 from cluster.status_file import Displays, StatusFile
 from coordinator.check import check_job
 from coordinator.endpoint import check as check_endpoint
+from coordinator.folders import Address, parse_address
 from coordinator.job import JobSpec, storage_of
-from coordinator.model_files import load_model
+from coordinator.model_files import TrainedModel, load_model
 from coordinator.records import Finished, Summary
 from coordinator.run import Order, check_directory, decided
 from coordinator.scoring import evaluate as evaluate_model
 from coordinator.scoring import predict as predict_with_model
 from worker.blas import one_thread
 from worker.errors import UserError
+from worker.stores import DEFAULT_STORAGE, StorageSpec
 
 WIDE: Final = 160
 
-RUN = click.argument("run_directory", metavar="RUN_DIR", type=click.Path(path_type=Path))
+RUN = click.argument("run_directory", metavar="RUN_DIR")
 DATA = click.option(
     "--data", required=True, metavar="PATH", help="A file, folder or glob of Parquet, Arrow IPC or CSV; a path or a URI."
 )
@@ -64,7 +66,7 @@ def main() -> None:
 @JOB
 @WORKERS
 @SET
-@click.option("--run-dir", type=click.Path(path_type=Path), metavar="DIR", help="Default: runs/NAME-TIME.")
+@click.option("--run-dir", metavar="DIR", help="A folder or the URI of one. Default: runs/NAME-TIME.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, from its newest whole checkpoint.")
 @click.option("--auto-resume", is_flag=True, help="Go on with the run in --run-dir if there is one, else begin it.")
 @click.option(
@@ -99,7 +101,7 @@ def train(
     job_file: Path,
     workers: str | None,
     overrides: tuple[str, ...],
-    run_dir: Path | None,
+    run_dir: str | None,
     resume: bool,
     auto_resume: bool,
     address: str,
@@ -124,7 +126,7 @@ def train(
         if (resume or auto_resume) and run_dir is None:
             option = "--resume" if resume else "--auto-resume"
             raise UserError(f"{option}: needs --run-dir, the directory of the run to go on with")
-        directory = (run_dir or _new_run_directory(job)).absolute()
+        directory = parse_address(run_dir or _new_run_directory(job), "--run-dir", to_write=True)
         order = Order(job, directory, began, resume, auto_resume)
         summary = _train(order, address, Displays(make_display(progress, make_console()), status), debug=debug)
         code = STATUS_EXIT[summary.status]
@@ -155,10 +157,11 @@ def check(*, job_file: Path, overrides: tuple[str, ...], all_columns: bool, debu
     "--table", type=click.IntRange(min=0), default=0, metavar="N", help="Also print the first N rows with their errors."
 )
 @DEBUG
-def evaluate(*, run_directory: Path, data: str, table: int, debug: bool) -> None:
+def evaluate(*, run_directory: str, data: str, table: int, debug: bool) -> None:
     """Print the errors of a run's model on a labelled dataset."""
     with exit_codes(debug=debug), one_thread():
-        evaluation = evaluate_model(load_model(run_directory), data, table, storage_of(run_directory / "job.toml"))
+        model, storage = _open_run(run_directory)
+        evaluation = evaluate_model(model, data, table, storage)
         console = _console()
         if evaluation.table:
             console.print(rows_table(evaluation.table))
@@ -169,16 +172,17 @@ def evaluate(*, run_directory: Path, data: str, table: int, debug: bool) -> None
 @main.command()
 @RUN
 @DATA
-@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="OUT.parquet", help="Parquet file to write.")
+@click.option("--output", required=True, metavar="OUT.parquet", help="Parquet file to write, or the URI of one.")
 @DEBUG
-def predict(*, run_directory: Path, data: str, output: Path, debug: bool) -> None:
+def predict(*, run_directory: str, data: str, output: str, debug: bool) -> None:
     """Score a dataset with a run's model.
 
     Writes, row by row, the columns that are no features, then the prediction, and for classes their probabilities.
     """
     with exit_codes(debug=debug), one_thread():
-        storage = storage_of(run_directory / "job.toml")
-        predictions, console = predict_with_model(load_model(run_directory), data, output, storage), make_console()
+        written = parse_address(output, "--output", to_write=True)
+        model, storage = _open_run(run_directory)
+        predictions, console = predict_with_model(model, data, written, storage), make_console()
         console.print(f"{predictions.rows:,} predictions written to {output}", highlight=False, soft_wrap=True)
         _print_findings(console, predictions.findings)
 
@@ -210,6 +214,13 @@ def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: boo
         if len(digests) > 1:
             raise MismatchError(f"{len(trials)} runs gave {len(digests)} different digests")
         console.print(f"{len(trials)} runs, one digest: the workers make no difference", style="green", highlight=False)
+
+
+def _open_run(run_directory: str) -> tuple[TrainedModel, StorageSpec]:
+    """Return a run's model, and how its job reaches stores; where it lies in a store itself, that is up to the environment."""
+    address = parse_address(run_directory, "RUN_DIR", to_write=False)
+    storage = storage_of(address / "job.toml") if isinstance(address, Path) else DEFAULT_STORAGE
+    return load_model(address, storage), storage
 
 
 def _print_findings(console: Console, findings: list[str]) -> None:
@@ -271,16 +282,16 @@ def _sees_data(job: JobSpec) -> bool:
     return all(Path(path).exists() for path in (job.data.train, job.data.validation) if isinstance(path, str))
 
 
-def _new_run_directory(job: JobSpec) -> Path:
-    return Path("runs") / f"{job.job.name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+def _new_run_directory(job: JobSpec) -> str:
+    return f"runs/{job.job.name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
 
 
-def _short(path: Path) -> str:
+def _short(address: Address) -> str:
     try:
         here = Path.cwd()
     except FileNotFoundError:  # that of a job on a cluster is in a cache, and may be cleared away
-        return str(path)
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+        return str(address)
+    return str(address.relative_to(here) if isinstance(address, Path) and address.is_relative_to(here) else address)
 
 
 for _command in COMMANDS:

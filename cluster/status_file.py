@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from cluster.display import Display, Pace
 from cluster.options import Exit, verdict
-from coordinator.model_files import write_atomically
+from coordinator.local_folder import write_atomically
 from coordinator.records import EpochDone, Errors, Event, Finished, Noticed, RoundDone, Started, Status
 from worker.errors import UserError
 

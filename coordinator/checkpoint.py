@@ -3,7 +3,8 @@
 import hashlib
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, time
@@ -13,7 +14,8 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from coordinator.model_files import safetensors_pieces, write_atomically
+from coordinator.folders import Folder, reason
+from coordinator.model_files import safetensors_pieces
 from coordinator.records import Checkpointed, Noticed
 from coordinator.snapshot import Progress, Snapshot
 from coordinator.update import Parameters
@@ -72,7 +74,6 @@ class _Header:
 class Checkpoint:
     """A snapshot read back."""
 
-    path: Path
     origin: Origin
     snapshot: Snapshot
 
@@ -116,7 +117,7 @@ def decode(path: Path) -> Checkpoint:
     if shapes != {(read.origin.parameters,)}:
         raise CheckpointError("its arrays do not have the network's size")
     state = {name.removeprefix(STATE_PREFIX): array for name, array in arrays.items()}
-    return Checkpoint(path, read.origin, Snapshot(read.progress, Parameters(weights_P, state), kept_P))
+    return Checkpoint(read.origin, Snapshot(read.progress, Parameters(weights_P, state), kept_P))
 
 
 def _checksum(header: str, arrays: Mapping[str, Floats]) -> str:
@@ -127,14 +128,19 @@ def _checksum(header: str, arrays: Mapping[str, Floats]) -> str:
     return digest.hexdigest()
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest whole checkpoint of a folder, and a sentence for each newer one that was passed over."""
+def newest(folder: Folder) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest whole checkpoint of a folder, and a sentence for each newer one that was passed over.
+
+    Raises:
+        OSError: the folder can't be read.
+    """
     passed_over: list[str] = []
-    for _, path in sorted(_numbered(folder), reverse=True):
+    for _, name in sorted(_numbered(folder).items(), reverse=True):
         try:
-            return decode(path), passed_over
-        except CheckpointError as error:
-            passed_over.append(f"{path} was passed over: {error}")
+            with folder.local(name) as path:
+                return decode(path), passed_over
+        except (CheckpointError, FileNotFoundError) as error:
+            passed_over.append(f"{folder.at(name)} was passed over: {error}")
     return None, passed_over
 
 
@@ -144,29 +150,33 @@ def superfluous(rounds: Iterable[int], keep: int, best: int | None) -> list[int]
     return [number for number in ordered[:-keep] if number != best]
 
 
-def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    found = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
-    return [(int(match[1]), path) for match, path in found if match is not None]
+def _numbered(folder: Folder) -> dict[int, str]:
+    found = [(NAME.fullmatch(name), name) for name in folder.names()]
+    return {int(match[1]): name for match, name in found if match is not None}
 
 
 class CheckpointWriter:
     """Writes snapshots in a thread of its own, beside training. A snapshot that waits is replaced by a newer one."""
 
-    def __init__(self, folder: Path, spec: CheckpointSpec, origin: Origin) -> None:
-        """Get ready to write into `folder`, which is made when it is needed."""
-        self._folder, self._spec, self._origin = folder, spec, origin
+    def __init__(self, folder: Folder, spec: CheckpointSpec, origin: Origin, write_history: Callable[[], None]) -> None:
+        """Get ready to write into `folder`, which is made when it is needed.
+
+        `write_history` is called before each, so that no checkpoint knows of an epoch that the history lacks.
+        """
+        self._folder, self._spec, self._origin, self._write_history = folder, spec, origin, write_history
         self._changed = threading.Condition()
         self._waiting: Snapshot | None = None
+        self._behind = False
         self._closed = False
         self._written: tuple[int, int] | None = None
         self._events: list[Checkpointed | Noticed] = []
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
 
-    def offer(self, snapshot: Snapshot) -> None:
-        """Have the snapshot written as soon as the last one is."""
+    def offer(self, snapshot: Snapshot | None) -> None:
+        """Have the history written, and the snapshot if there is one, as soon as the last one is."""
         with self._changed:
-            self._waiting = snapshot
+            self._waiting, self._behind = snapshot or self._waiting, True
             self._changed.notify_all()
 
     def close(self, last: Snapshot | None) -> None:
@@ -188,10 +198,14 @@ class CheckpointWriter:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting is not None or self._closed)
-                snapshot, self._waiting = self._waiting, None
-                if snapshot is None:
+                self._changed.wait_for(lambda: self._waiting is not None or self._behind or self._closed)
+                snapshot, self._waiting, self._behind = self._waiting, None, False
+                if snapshot is None and self._closed:
                     return
+            if snapshot is None:
+                with suppress(OSError):  # the next checkpoint will tell
+                    self._write_history()
+                continue
             place = snapshot.progress.rounds, snapshot.progress.history_lines
             if place == self._written:
                 continue
@@ -207,16 +221,16 @@ class CheckpointWriter:
             self._replace(snapshot)
         except OSError as error:
             return Noticed(
-                message=f"the checkpoint of round {rounds} could not be written: {error.strerror or error}; "
+                message=f"the checkpoint of round {rounds} could not be written: {reason(error)}; "
                 "training goes on, and earlier checkpoints are whole"
             )
         return Checkpointed(round=rounds, seconds=perf_counter() - began, timestamp=time())
 
     def _replace(self, snapshot: Snapshot) -> None:
-        self._folder.mkdir(exist_ok=True)
-        rounds = snapshot.progress.rounds
-        write_atomically(self._folder / f"round-{rounds:012d}.safetensors", encode(self._origin, snapshot))
+        self._write_history()
+        self._folder.make()
+        self._folder.write(f"round-{snapshot.progress.rounds:012d}.safetensors", encode(self._origin, snapshot))
         best = snapshot.progress.kept.round if snapshot.progress.kept else None
-        paths = dict(_numbered(self._folder))
-        for number in superfluous(paths, self._spec.keep, best):
-            paths[number].unlink(missing_ok=True)
+        names = _numbered(self._folder)
+        for number in superfluous(names, self._spec.keep, best):
+            self._folder.delete(names[number])

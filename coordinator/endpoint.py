@@ -20,6 +20,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from coordinator.export import Announcement, MetricsSpec
+from coordinator.folders import Address
 from coordinator.server import Request, Response, Server, ignore
 from worker.errors import JobError, require
 
@@ -70,7 +71,7 @@ class _Recent:
 class Endpoint:
     """Serves contents by path until it is stopped, and is announced to Prometheus as long."""
 
-    def __init__(self, spec: MetricsSpec, directory: Path, contents: Mapping[str, Content]) -> None:
+    def __init__(self, spec: MetricsSpec, directory: Address, contents: Mapping[str, Content]) -> None:
         """Start serving for the run in `directory`.
 
         Raises:

@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry, generate_latest, push_to_gatewa
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from coordinator.model_files import write_atomically
+from coordinator.folders import Address, name_of
+from coordinator.local_folder import write_atomically
 from worker.errors import JobError, require
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -134,12 +135,12 @@ class Announcement:
     kill replaces the file that its first process left behind.
     """
 
-    def __init__(self, folder: str, directory: Path) -> None:
+    def __init__(self, folder: str, directory: Address) -> None:
         """Name the file in `folder` for the run in `directory`."""
-        resolved = directory.resolve()
+        resolved = directory.resolve() if isinstance(directory, Path) else directory
         mark = sha256(os.fsencode(resolved)).hexdigest()[:8]
         # A file's name may be no text, and so long that nothing can be added to it; it is only for people here.
-        name = os.fsencode(resolved.name)[:MOST_OF_NAME].decode(errors="ignore")
+        name = os.fsencode(name_of(resolved))[:MOST_OF_NAME].decode(errors="ignore")
         self._folder = folder
         self.path = Path(folder) / f"isograd-{name}-{mark}.json"
 

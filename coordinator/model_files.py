@@ -3,12 +3,9 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -16,14 +13,18 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from coordinator.folders import Address, Folder, open_folder, open_parent, parse_address, reason
 from worker.arrays import Floats
 from worker.encoding import Encoding
 from worker.errors import DataError, JobError
 from worker.initial import initial_weights
 from worker.model import Layout, ModelSpec
 from worker.network import Network
+from worker.stores import DEFAULT_STORAGE, StorageSpec
 
 FORMAT: Final = 3
+DESCRIPTION: Final = "model.json"
+WEIGHTS: Final = "model.safetensors"
 LIBRARIES: Final = ("isograd", "numpy", "pyarrow", "ray", "safetensors")
 
 
@@ -84,24 +85,10 @@ def safetensors_pieces(arrays: Mapping[str, Floats], metadata: Mapping[str, str]
         yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def write_atomically(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
-    """Write a file under a temporary name, sync it and rename it: readers see the old file or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def save_model(folder: Path, model: ModelSpec, encoding: Encoding, layout: Layout, weights_P: Floats) -> None:
-    """Write model.safetensors and model.json into `folder`."""
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / "model.safetensors", safetensors_pieces(layout.views(weights_P)))
+def save_model(folder: Folder, model: ModelSpec, encoding: Encoding, layout: Layout, weights_P: Floats) -> None:
+    """Write model.safetensors and model.json into `folder`. Raises OSError where that can't be."""
+    folder.make()
+    folder.write(WEIGHTS, safetensors_pieces(layout.views(weights_P)))
     description = ModelDescription(
         format=FORMAT,
         model=model,
@@ -110,49 +97,53 @@ def save_model(folder: Path, model: ModelSpec, encoding: Encoding, layout: Layou
         weights_digest=weights_digest(weights_P),
         libraries={"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES},
     )
-    write_atomically(folder / "model.json", _ADAPTER.dump_json(description, indent=2) + b"\n")
+    folder.write(DESCRIPTION, _ADAPTER.dump_json(description, indent=2) + b"\n")
 
 
-def load_model(run_directory: Path) -> TrainedModel:
+def load_model(run_directory: Address, storage: StorageSpec = DEFAULT_STORAGE) -> TrainedModel:
     """Read a run's model. Raises DataError where it is missing, damaged or of another format."""
-    path = run_directory / "model" / "model.json"
+    folder = open_folder(run_directory, storage).folder("model")
+    path = folder.at(DESCRIPTION)
     try:
-        content = path.read_bytes()
+        content = folder.read(DESCRIPTION)
         found = _FORMAT_ADAPTER.validate_json(content, strict=True).format
         if found != FORMAT:
             raise DataError(f"{path}: has format {found}, but this isograd reads format {FORMAT}; train again")
         description = _ADAPTER.validate_json(content, strict=True)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: can't be read: {reason(error)}; give the directory of a run that has ended") from error
     except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}; give the directory of a run that has ended") from error
+        raise DataError(f"{path}: can't be read: {reason(error)}") from error
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
         raise DataError(f"{path}: is damaged or from another version: {where or 'file'}: {fault['msg']}") from error
     encoding = description.encoding
     network = encoding.network(description.model)
-    weights_P = read_weights(
-        path.with_name("model.safetensors"), network.layout, description.model.dtype, lambda problem: DataError(problem)
-    )
+    weights_P = read_weights(folder, WEIGHTS, network.layout, description.model.dtype, DataError)
     if weights_digest(weights_P) != description.weights_digest:
-        raise DataError(f"{path.with_name('model.safetensors')}: its weights are not those that {path.name} was written for")
+        raise DataError(f"{folder.at(WEIGHTS)}: its weights are not those that {DESCRIPTION} was written for")
     return TrainedModel(network, encoding, weights_P)
 
 
-def starting_weights(model: ModelSpec, layout: Layout, seed: int) -> Floats:
+def starting_weights(model: ModelSpec, layout: Layout, seed: int, storage: StorageSpec = DEFAULT_STORAGE) -> Floats:
     """Return the parameters before the first round. Raises JobError where a file's do not fit the network."""
     if model.initial_weights is None or not model.reads_initial_weights:
         return initial_weights(model, layout, seed)
-    path = Path(model.initial_weights)
-    return read_weights(path, layout, model.dtype, lambda problem: JobError("model.initial_weights", problem))
+    key = "model.initial_weights"
+    folder, name = open_parent(parse_address(model.initial_weights, key, to_write=False), storage)
+    return read_weights(folder, name, layout, model.dtype, lambda problem: JobError(key, problem))
 
 
-def read_weights(path: Path, layout: Layout, dtype: str, fault: Callable[[str], Exception]) -> Floats:
+def read_weights(folder: Folder, name: str, layout: Layout, dtype: str, fault: Callable[[str], Exception]) -> Floats:
     """Return the parameters (P,) of a safetensors file, raising `fault(problem)` where they don't fit the layout."""
+    path = folder.at(name)
     try:
-        arrays = load_file(path)
+        with folder.local(name) as local:
+            arrays = load_file(local)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise fault(f"{path}: can't be read as safetensors: {reason}") from error
+        told = reason(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+        raise fault(f"{path}: can't be read as safetensors: {told}") from error
     wanted = {slot.name: slot.shape for slot in layout.slots}
     if set(arrays) != set(wanted):
         missing, extra = sorted(set(wanted) - set(arrays)), sorted(set(arrays) - set(wanted))

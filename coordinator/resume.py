@@ -1,19 +1,21 @@
 """Taking up a run: which checkpoint, and whether it belongs to the job as it is now."""
 
-from pathlib import Path
-
 from coordinator.checkpoint import Checkpoint, Origin, newest
+from coordinator.folders import Folder, reason
 from coordinator.job import JobSpec
 from worker.errors import JobError, UserError
 
 
-def find_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def find_checkpoint(folder: Folder) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest whole checkpoint, and warnings about those that are not.
 
     Raises:
-        UserError: there are checkpoints, but none of them is whole.
+        UserError: there are checkpoints, but none of them is whole, or they can't be read now.
     """
-    checkpoint, warnings = newest(folder)
+    try:
+        checkpoint, warnings = newest(folder)
+    except OSError as error:
+        raise UserError(f"--resume: {folder.address} can't be read: {reason(error)}; try again when it can") from error
     if checkpoint is None and warnings:
         raise UserError(f"--resume: no checkpoint is whole: {'; '.join(warnings)}; begin a new run in another directory")
     return checkpoint, warnings

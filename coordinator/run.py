@@ -4,9 +4,8 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import time
 from typing import Any, Final, cast
 
@@ -16,6 +15,7 @@ from coordinator.checkpoint import CheckpointWriter, Origin
 from coordinator.crew import Shards
 from coordinator.dispatch import Dispatcher, PoolError
 from coordinator.findings import findings
+from coordinator.folders import Address, Folder, name_of, open_folder
 from coordinator.job import JobSpec, decisive, dump_job
 from coordinator.model_files import save_model, starting_weights, weights_digest
 from coordinator.pool import Pool
@@ -34,7 +34,16 @@ from coordinator.records import (
     Summary,
 )
 from coordinator.resume import check_origin, compare_fingerprints, find_checkpoint
-from coordinator.run_directory import RunDirectory, check, checkpoints, holds_run, writable
+from coordinator.run_directory import (
+    ASKED_SECONDS,
+    UNATTENDED_SECONDS,
+    RunDirectory,
+    check,
+    checkpoints,
+    ending,
+    hold,
+    holds_run,
+)
 from coordinator.snapshot import Progress, Snapshot
 from coordinator.training import Outcome, Training
 from coordinator.update import Updater
@@ -57,7 +66,7 @@ class Order:
 
     Attributes:
         job: the job.
-        directory: the run directory; its name is the run's.
+        directory: the run directory, as `parse_address` returns it; its name is the run's.
         began: when the user asked for the run, in seconds since the epoch.
         resume: go on with the run that the directory holds, from its newest checkpoint.
         resume_if_begun: do so if the directory holds a run, else begin one.
@@ -66,12 +75,17 @@ class Order:
     """
 
     job: JobSpec
-    directory: Path
+    directory: Address
     began: float
     resume: bool = False
     resume_if_begun: bool = False
     restarted: bool = False
     checkpointed: bool = False
+
+    @property
+    def folder(self) -> Folder:
+        """The run directory, opened."""
+        return open_folder(self.directory, self.job.storage)
 
 
 def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[Event]:
@@ -81,12 +95,20 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
         UserError: the job, its data or the run directory are at fault.
         PoolError: the workers can't go on; what was done is in the run directory.
     """
-    order = decided(order)
-    check_directory(order)
-    inspection = inspect(order.job)
-    with closing(Watch(order.job.metrics, order.directory)) as watch:
+    with ExitStack() as held:
+        order = decided(order)
+        check_directory(order)
+        patience = UNATTENDED_SECONDS if order.resume_if_begun or order.restarted else ASKED_SECONDS
+        if order.resume:
+            # Before all else: a process that had the run before may still write, and take its announcement back.
+            yield from hold(order.folder, held, patience, interrupted)
+        inspection = inspect(order.job)
+        watch = held.enter_context(closing(Watch(order.job.metrics, order.directory)))
         prepared = prepare(order, inspection, pool)
-        directory = _directory(order, prepared)  # made only now, so that a run that can't begin leaves nothing behind
+        # Made only now, so that a run that can't begin leaves nothing behind.
+        directory = _directory(order, prepared)
+        if not order.resume:
+            yield from hold(order.folder, held, patience, interrupted)
         try:
             failure = yield from _train(order, prepared, directory, watch, interrupted)
         except Exception as error:
@@ -103,19 +125,19 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
 
 def decided(order: Order) -> Order:
     """Return the order with `resume` set where that was left to what the directory holds."""
-    return replace(order, resume=True) if order.resume_if_begun and holds_run(order.directory) else order
+    return replace(order, resume=True) if order.resume_if_begun and holds_run(order.folder) else order
 
 
 def check_directory(order: Order) -> None:
     """Raise a UserError if the run directory is not fit for the order, a PoolError if a lost coordinator's is not seen here."""
-    if order.checkpointed and not holds_run(order.directory):
+    if order.checkpointed and not holds_run(order.folder):
         raise PoolError(
             f"the coordinator was started anew on {socket.gethostname()}, where {order.directory} does not hold the run; "
             "give a --run-dir that all nodes see, or go on with --resume where it is seen"
         )
     if not order.resume:
-        check(order.directory)
-    elif not holds_run(order.directory):
+        check(order.folder)
+    elif not holds_run(order.folder):
         raise UserError(f"--resume: {order.directory} holds no run; leave --resume out to begin one")
 
 
@@ -157,13 +179,14 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
     layout = encoding.network(job.model).layout
     updater = Updater(job.optimizer, job.model, layout, threads=len(os.sched_getaffinity(0)))
     origin = Origin(job=decisive(job), rows=setup.plan.rows, parameters=layout.size, fingerprint=ours)
-    weights_P = starting_weights(job.model, layout, job.job.seed)
+    weights_P = starting_weights(job.model, layout, job.job.seed, job.storage)
     start, warnings = Snapshot(Progress(), updater.start(weights_P), weights_P), list[str]()
     if order.resume:
-        checkpoint, warnings = find_checkpoint(checkpoints(order.directory))
+        folder = checkpoints(order.folder)
+        checkpoint, warnings = find_checkpoint(folder)
         if checkpoint is None and order.checkpointed:
             raise PoolError(
-                f"the coordinator was started anew, and {checkpoints(order.directory)} has no checkpoint any more; "
+                f"the coordinator was started anew, and {folder.address} has no checkpoint any more; "
                 "restore one and go on with --resume, or begin a new run in another directory"
             )
         if checkpoint is not None:
@@ -190,8 +213,8 @@ def _count(dispatcher: Dispatcher, inspection: Inspection, shards: int) -> RowCo
 
 def _directory(order: Order, prepared: Prepared) -> RunDirectory:
     if order.resume:
-        return RunDirectory.resume(order.directory, dump_job(order.job), prepared.progress.history_lines)
-    return RunDirectory.create(order.directory, dump_job(order.job))
+        return RunDirectory.resume(order.folder, dump_job(order.job), prepared.progress.history_lines)
+    return RunDirectory.create(order.folder, dump_job(order.job))
 
 
 def _train(
@@ -199,7 +222,7 @@ def _train(
 ) -> Generator[Event, None, PoolError | None]:
     """Train, fill the run directory and linger; return what the workers could not go on for, if anything."""
     job, training, dispatcher = order.job, prepared.training, prepared.dispatcher
-    writer = CheckpointWriter(checkpoints(order.directory), job.checkpoint, prepared.origin)
+    writer = CheckpointWriter(directory.checkpoints, job.checkpoint, prepared.origin, directory.write_history)
     clock = _Clock(order.began, prepared.setup.plan, prepared.progress)
     failure: PoolError | None = None
     yield watch.report(_started(order, prepared, training.crew, directory.records(), watch))
@@ -208,11 +231,10 @@ def _train(
         for event in training.events(interrupted):
             clock.observe(event)
             if isinstance(event, EpochDone):
-                directory.append(event.record)
-                if event.record.epoch % job.checkpoint.every_epochs == 0:
-                    snapshot = training.snapshot
-                    assert snapshot is not None, "only a round that is refused loses it"
-                    writer.offer(snapshot.copied())
+                written = directory.append(event.record)
+                due = event.record.epoch % job.checkpoint.every_epochs == 0
+                if due or not written:
+                    writer.offer(_copied(training.snapshot) if due else None)
             yield watch.report(event)
             yield from map(watch.report, (*_notices(dispatcher.notices()), *writer.events()))
     except PoolError as error:
@@ -224,16 +246,20 @@ def _train(
     ends_lingering = _from_now_on(interrupted)
     yield from map(watch.report, (*_notices(dispatcher.notices()), *writer.events()))
     outcome = training.outcome
-    with writable(order.directory):
+    with ending(order.folder):
         save_model(directory.model, job.model, prepared.encoding, prepared.layout, outcome.weights_P)
-    summary = clock.summary(order.directory.name, outcome, prepared, training.crew)
-    finished = watch.report(Finished(summary=summary, crew=training.crew))
-    directory.write_report(watch.page())
-    directory.finish(summary)
+        summary = clock.summary(name_of(order.directory), outcome, prepared, training.crew)
+        finished = watch.report(Finished(summary=summary, crew=training.crew))
+        directory.finish(watch.page(), summary)
     yield from map(watch.report, watch.push())
     yield finished
     watch.linger(ends_lingering)
     return failure
+
+
+def _copied(snapshot: Snapshot | None) -> Snapshot:
+    assert snapshot is not None, "only a round that is refused loses it"
+    return snapshot.copied()
 
 
 def _from_now_on(interrupted: Callable[[], bool]) -> Callable[[], bool]:
@@ -249,7 +275,7 @@ def _notices(messages: list[str]) -> list[Noticed]:
 def _started(order: Order, prepared: Prepared, crew: CrewStatus, history: tuple[EpochRecord, ...], watch: Watch) -> Started:
     setup, plan, last = prepared.setup, prepared.setup.plan, prepared.progress.last_round
     return Started(
-        run=order.directory.name,
+        run=name_of(order.directory),
         directory=str(order.directory),
         job=dump_job(order.job),
         timestamp=time(),

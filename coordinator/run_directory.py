@@ -1,19 +1,31 @@
 """The directory of one run: the resolved job, a line an epoch, checkpoints, the summary and the model."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from pathlib import Path
+from time import monotonic
+from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
-
-from coordinator.model_files import write_atomically
-from coordinator.records import EpochRecord, Summary
+from coordinator.folders import Folder, reason
+from coordinator.history import History
+from coordinator.records import EpochRecord, Noticed, Summary
 from worker.errors import UserError
 
-_RECORD = TypeAdapter(EpochRecord)
+JOB: Final = "job.toml"
+SUMMARY: Final = "summary.json"
+REPORT: Final = "report.html"
+
+
+ASKED_SECONDS: Final = 10.0
+"""How long a user who asks for it waits for a run that another process still has: so long it may take to end."""
+
+UNATTENDED_SECONDS: Final = 120.0
+"""How long a run that is started again by itself waits: an NFS server keeps the locks of a lost machine for up to 90 s."""
+
+POLL_SECONDS: Final = 0.2
+_PAUSE: Final = threading.Event()
 
 
 class RunDirectoryError(UserError):
@@ -21,121 +33,141 @@ class RunDirectoryError(UserError):
 
 
 class RunDirectory:
-    """A run's files. Each is whole at any moment: written aside and renamed, or appended a line at a time."""
+    """A run's files, each whole at any moment."""
 
-    def __init__(self, path: Path) -> None:
-        """Take a directory that `create` or `resume` made sure of."""
-        self.path = path
+    def __init__(self, folder: Folder, history: History) -> None:
+        """Take a folder that `create` or `resume` made sure of."""
+        self._folder, self._history = folder, history
 
     @classmethod
-    def create(cls, path: Path, job: str) -> "RunDirectory":
+    def create(cls, folder: Folder, job: str) -> "RunDirectory":
         """Make the directory and put the resolved job (TOML) into it. Raises RunDirectoryError as `check` does."""
-        check(path)
+        check(folder)
         try:
-            with writable(path):
-                path.mkdir(parents=True, exist_ok=True)
-                # Exclusive creation: of two runs that race for a directory, one gets it.
-                with (path / "job.toml").open("x", encoding="utf-8") as file:
-                    file.write(job)
+            with writable(folder):
+                folder.claim(JOB, job.encode())  # of two runs that race for a directory, one gets it
         except FileExistsError as error:
-            raise _in_use(path) from error
-        return cls(path)
+            raise _taken(folder) from error
+        return cls(folder, History(folder))
 
     @classmethod
-    def resume(cls, path: Path, job: str, history_lines: int) -> "RunDirectory":
+    def resume(cls, folder: Folder, job: str, history_lines: int) -> "RunDirectory":
         """Take up a run: its job is replaced, and its history cut to the lines that its checkpoint knows of.
 
         Raises:
             RunDirectoryError: the directory can't be written.
         """
-        directory = cls(path)
-        with writable(path):
-            write_atomically(path / "job.toml", job.encode())
-            lines = directory.history.read_bytes().splitlines(keepends=True) if directory.history.exists() else []
-            write_atomically(directory.history, b"".join(lines[:history_lines]))
-            (path / "summary.json").unlink(missing_ok=True)
-            (path / "report.html").unlink(missing_ok=True)
-        return directory
+        with writable(folder):
+            folder.write(JOB, job.encode())
+            history = History.resume(folder, history_lines)
+            folder.delete(SUMMARY)
+            folder.delete(REPORT)
+        return cls(folder, history)
 
     @property
-    def history(self) -> Path:
-        """The file with a line an epoch."""
-        return self.path / "history.jsonl"
+    def checkpoints(self) -> Folder:
+        """The folder for checkpoints."""
+        return checkpoints(self._folder)
 
     @property
-    def model(self) -> Path:
+    def model(self) -> Folder:
         """The folder for the model."""
-        return self.path / "model"
+        return self._folder.folder("model")
 
     def records(self) -> tuple[EpochRecord, ...]:
-        """Return the lines of history.jsonl, those of a run that is taken up.
+        """Return the lines of history.jsonl, those of a run that is taken up. Raises UserError where they are damaged."""
+        return self._history.records()
+
+    def append(self, record: EpochRecord) -> bool:
+        """Add a line to history.jsonl, and return whether it is there already; if not, `write_history` brings it."""
+        return self._history.add(record)
+
+    def write_history(self) -> None:
+        """Bring history.jsonl up to date. Raises OSError where that can't be; another thread may call it."""
+        self._history.write()
+
+    def finish(self, page: bytes, summary: Summary) -> None:
+        """Write what tells of the whole run: history.jsonl, report.html, and last of all summary.json.
 
         Raises:
-            RunDirectoryError: they can't be read.
+            OSError: one of them can't be written.
         """
-        with writable(self.path):
-            lines = self.history.read_bytes().splitlines() if self.history.exists() else []
-        try:
-            return tuple(_RECORD.validate_json(line) for line in lines)
-        except ValidationError as error:
-            raise RunDirectoryError(f"{self.history}: is damaged: {error.errors()[0]['msg']}; begin a new run") from error
-
-    def append(self, record: EpochRecord) -> None:
-        """Add a line to history.jsonl."""
-        with writable(self.path), self.history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record), allow_nan=False) + "\n")
-
-    def write_report(self, page: bytes) -> None:
-        """Write report.html: the run's curves, to be read in a browser."""
-        with writable(self.path):
-            write_atomically(self.path / "report.html", page)
-
-    def finish(self, summary: Summary) -> None:
-        """Write summary.json, the last file of a run."""
+        self._history.write()
+        self._folder.write(REPORT, page)
         content = json.dumps(asdict(summary), indent=2, allow_nan=False, ensure_ascii=False)
-        with writable(self.path):
-            write_atomically(self.path / "summary.json", content.encode() + b"\n")
+        self._folder.write(SUMMARY, content.encode() + b"\n")
 
 
-def checkpoints(path: Path) -> Path:
+def checkpoints(folder: Folder) -> Folder:
     """Return the folder for a run's checkpoints."""
-    return path / "checkpoints"
+    return folder.folder("checkpoints")
 
 
-def holds_run(path: Path) -> bool:
+def holds_run(folder: Folder) -> bool:
     """Return whether a run was begun in the directory. Raises RunDirectoryError where that can't be told."""
-    with writable(path):
-        return (path / "job.toml").exists() or (path / "summary.json").exists()
+    with writable(folder):
+        return folder.exists(JOB) or folder.exists(SUMMARY)
 
 
-def check(path: Path) -> None:
-    """Raise RunDirectoryError if `path` holds a run or can't be made."""
-    if holds_run(path):
-        raise _in_use(path)
-    with writable(path):
-        nearest = next(place for place in (path, *path.parents) if place.exists())
-        if not nearest.is_dir():
-            raise _unwritable(path, f"{nearest} is a file")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise _unwritable(path, f"no permission to write in {nearest}")
+def check(folder: Folder) -> None:
+    """Raise RunDirectoryError if the directory holds a run or can't be made."""
+    if holds_run(folder):
+        raise _taken(folder)
+    with writable(folder):
+        folder.check()
+
+
+def hold(folder: Folder, held: ExitStack, patience: float, interrupted: Callable[[], bool]) -> Generator[Noticed, None, None]:
+    """Keep other processes from going on with the run, until `held` is closed; yield what the user should know.
+
+    Raises:
+        RunDirectoryError: another process has the run, and did not let go of it within `patience` seconds.
+    """
+    until, told = monotonic() + patience, False
+    while True:
+        try:
+            with writable(folder):
+                locks = held.enter_context(folder.hold())
+            break
+        except BlockingIOError as error:
+            holder = error.strerror
+        if monotonic() >= until or interrupted():
+            raise RunDirectoryError(
+                f"--run-dir: {folder.address} is in use by another run ({holder}); wait until that has ended, "
+                "or give another directory"
+            )
+        if not told:
+            yield Noticed(message=f"waiting until another run ({holder}) lets go of {folder.address}")
+            told = True
+        _PAUSE.wait(POLL_SECONDS)
+    if not locks:
+        yield Noticed(message=f"{folder.address} is on a file system without locks: nothing keeps a second run out of it")
 
 
 @contextmanager
-def writable(path: Path) -> Iterator[None]:
-    """Turn what the operating system says against writing a run's files into a RunDirectoryError."""
+def writable(folder: Folder) -> Iterator[None]:
+    """Turn what keeps a run from using its directory, before it begins, into a RunDirectoryError."""
     try:
         yield
-    except FileExistsError:
+    except (FileExistsError, BlockingIOError):
         raise
     except OSError as error:
-        raise _unwritable(path, error.strerror) from error
+        told = f"--run-dir: {folder.address} can't be written: {reason(error)}; give a directory that can"
+        raise RunDirectoryError(told) from error
 
 
-def _in_use(path: Path) -> RunDirectoryError:
+@contextmanager
+def ending(folder: Folder) -> Iterator[None]:
+    """Turn what keeps a run from leaving its results behind into a RunDirectoryError."""
+    try:
+        yield
+    except OSError as error:
+        told = f"--run-dir: {folder.address} could not be written: {reason(error)}; when it can, --resume goes on from the "
+        raise RunDirectoryError(told + "last checkpoint") from error
+
+
+def _taken(folder: Folder) -> RunDirectoryError:
     return RunDirectoryError(
-        f"--run-dir: {path} holds a run already; give a directory that is new or empty, or --resume to go on with that run"
+        f"--run-dir: {folder.address} holds a run already; give a directory that is new or empty, or --resume to go on with "
+        "that run"
     )
-
-
-def _unwritable(path: Path, reason: str | None) -> RunDirectoryError:
-    return RunDirectoryError(f"--run-dir: {path} can't be written: {reason}; give a directory that can")

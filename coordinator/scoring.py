@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import isnan
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 
 from coordinator.column_plans import written
 from coordinator.findings import Unknown
+from coordinator.folders import Address, open_parent, reason
 from coordinator.model_files import TrainedModel
 from coordinator.records import Errors
 from worker.arrays import Floats
@@ -23,7 +25,7 @@ from worker.errors import DataError, UserError
 from worker.network import ErrorSums, decide
 from worker.shard import EVALUATION_ROWS, fill_targets
 from worker.sources import Source, count_rows, open_source, read_batches
-from worker.stores import DEFAULT_STORAGE, StorageSpec, is_remote
+from worker.stores import DEFAULT_STORAGE, StorageSpec
 from worker.values import CALENDAR, Label, Where, read_numbers
 
 
@@ -86,7 +88,7 @@ def evaluate(model: TrainedModel, data: str, table: int = 0, storage: StorageSpe
     return Evaluation(sums.rows, Errors.of(sums), rows, unknown.findings)
 
 
-def predict(model: TrainedModel, data: str, output: Path, storage: StorageSpec = DEFAULT_STORAGE) -> Predictions:
+def predict(model: TrainedModel, data: str, output: Address, storage: StorageSpec = DEFAULT_STORAGE) -> Predictions:
     """Write predictions for a dataset as Parquet, in the order of its rows, and return what there is to say of them.
 
     Beside what the model says stand the columns that are none of its features, so that identifiers carry over:
@@ -97,16 +99,15 @@ def predict(model: TrainedModel, data: str, output: Path, storage: StorageSpec =
     """
     features = model.encoding.feature_columns
     source = _open(model, data, storage, features)
-    local = [file.path for file in source.files if not is_remote(file.path)]
-    if any(output.exists() and os.path.samefile(path, output) for path in local):
+    folder, name = open_parent(output, storage)
+    if any(_same(file.path, output) for file in source.files):
         raise UserError(f"--output: {output} is the data itself; give another file")
     used = {column.name for column in features}
     carried = [name for name in source.schema.names if name not in used]
     wanted = [column.name for column in features] + carried
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
     unknown = Unknown(model.encoding)
     try:
-        with _Writer(temporary) as writer:
+        with folder.replacing(name) as file, _Writer(file) as writer:
             for chunk in _chunks(model, source, wanted, unknown, labelled=False):
                 scored = _predictions(model, _outputs(model, chunk.x_BI))
                 doubled = set(carried) & set(scored)
@@ -114,12 +115,15 @@ def predict(model: TrainedModel, data: str, output: Path, storage: StorageSpec =
                     raise DataError(f"{source.files[0].path}: its column '{doubled.pop()}' would be doubled; rename it")
                 kept = {name: chunk.table.column(name) for name in carried}
                 writer.write(pa.table(kept | scored))
-        temporary.replace(output)
     except OSError as error:
-        raise UserError(f"--output: {output} can't be written: {error.strerror}; give a file in a folder that exists") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise UserError(f"--output: {output} can't be written: {reason(error)}; give a file in a folder that exists") from error
     return Predictions(source.rows, unknown.findings)
+
+
+def _same(path: str, output: Address) -> bool:
+    if isinstance(output, Path):
+        return output.exists() and Path(path).exists() and os.path.samefile(path, output)
+    return path == output
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,8 @@ class _Chunk:
 class _Writer:
     """A Parquet file whose schema is that of the first table written."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, file: IO[bytes]) -> None:
+        self._sink = file
         self._file: pq.ParquetWriter | None = None
 
     def __enter__(self) -> "_Writer":
@@ -143,7 +147,7 @@ class _Writer:
 
     def write(self, table: pa.Table) -> None:
         if self._file is None:
-            self._file = pq.ParquetWriter(self._path, table.schema)
+            self._file = pq.ParquetWriter(self._sink, table.schema)
         self._file.write_table(table)
 
     def __exit__(self, *_: object) -> None:

@@ -3,12 +3,12 @@
 import threading
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from time import monotonic
 from typing import Final
 
 from coordinator.endpoint import METRICS, Content, Endpoint
 from coordinator.export import CONTENT_TYPE, MetricsSpec, expose, push, registry
+from coordinator.folders import Address, name_of
 from coordinator.metrics import Metrics
 from coordinator.records import Event, Noticed
 from coordinator.report import Board, policy
@@ -26,10 +26,10 @@ STATE: Final = "/state.json"
 class Watch:
     """Takes note of a run's events and shows them: at an endpoint if the job asks for one, and in the report."""
 
-    def __init__(self, spec: MetricsSpec | None, directory: Path) -> None:
+    def __init__(self, spec: MetricsSpec | None, directory: Address) -> None:
         """Start the endpoint of the run in `directory`. Raises JobError as `Endpoint` does."""
-        self._spec, self._run = spec, directory.name
-        self._metrics, self._board = Metrics(directory.name), Board(directory.name)
+        self._spec, self._run = spec, name_of(directory)
+        self._metrics, self._board = Metrics(self._run), Board(self._run)
         self._waiting: deque[Event] = deque()
         self._lock = threading.Lock()
         self._looked_at = float("-inf")

@@ -92,7 +92,7 @@ def begin_job(tmp_path: Path) -> Callable[..., Iterator[Event]]:
     """Runs a job in this process, event by event, each call into a run directory of its own.
 
     Takes the job's document, overrides by dotted key, and as keywords a pool (else as many workers in this process as the
-    job asks for) and `interrupted`.
+    job asks for), `interrupted`, and what else an order has: with `directory`, the run is in that one.
     """
     runs = 0
 
@@ -102,13 +102,15 @@ def begin_job(tmp_path: Path) -> Callable[..., Iterator[Event]]:
         *,
         pool: Pool | None = None,
         interrupted: Callable[[], bool] = lambda: False,
+        directory: Path | str | None = None,
+        **more: Any,
     ) -> Iterator[Event]:
         nonlocal runs
-        runs += 1
+        runs += directory is None
         path = tmp_path / "job.toml"
         path.write_text(tomli_w.dumps(document))
         job = load_job(path, overrides or {})
-        order = Order(job, tmp_path / f"run-{runs}", time())
+        order = Order(job, directory or tmp_path / f"run-{runs}", time(), **more)
         with one_thread():
             yield from run(order, pool or InProcessPool(job.workers.most), interrupted)
 
@@ -234,6 +236,10 @@ class Store:
     def fail(self, requests: str, how: str, times: int = 1) -> None:
         """Have the next requests with this in "METHOD /PATH" fail: "dropped", "silent", "cut" halfway, or an HTTP status."""
         self._faulty.faults += [(requests, how)] * times
+
+    def recover(self) -> None:
+        """Have no more requests fail."""
+        self._faulty.faults.clear()
 
 
 @pytest.fixture(scope="session")

@@ -41,9 +41,12 @@ epochs = 3
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A local Ray with room for four workers."""
-    with connected(LOCAL, WorkersSpec(count=4), debug=False):
-        yield
+    """A local Ray with room for four workers, whose processes have credentials for the S3 store of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        with connected(LOCAL, WorkersSpec(count=4), debug=False):
+            yield
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import click
 import pyarrow as pa
@@ -107,6 +108,34 @@ def test_the_resolved_job_trains_to_the_same_weights(trained: Path, tmp_path: Pa
     assert result.exit_code == 0
     first, second = (json.loads((run / "summary.json").read_text()) for run in (trained, tmp_path / "again"))
     assert first["weights_digest"] == second["weights_digest"]
+
+
+def test_runs_models_and_predictions_may_be_in_a_store(
+    small_job: Jobs, tmp_path: Path, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+    small_job({})
+    run, output, data = f"s3://{store.bucket}/runs/a", f"s3://{store.bucket}/out.parquet", tmp_path / "rows.parquet"
+
+    result = train(tmp_path, "--run-dir", f"{run}/")
+    assert result.exit_code == 0, result.output
+    assert [line.split() for line in result.output.splitlines() if line.startswith("directory")] == [["directory", run]]
+    again = train(tmp_path, "--run-dir", run)
+    assert again.exit_code == 2
+    assert again.stderr.startswith(f"Error: --run-dir: {run} holds a run already; ")
+    assert train(tmp_path, "--run-dir", run, "--resume").exit_code == 0
+
+    assert "300 rows" in call("evaluate", run, "--data", data).output
+    result = call("predict", run, "--data", data, "--output", output)
+    assert result.output == f"300 predictions written to {output}\n"
+    assert pq.read_table(f"{store.bucket}/out.parquet", filesystem=store.filesystem).num_rows == 300
+
+
+def test_file_uris_are_paths(trained: Path, tmp_path: Path) -> None:
+    data, output = tmp_path / "rows.parquet", tmp_path / "out of it.parquet"
+    result = call("predict", f"file://{trained}", "--data", data, "--output", f"file://{tmp_path}/out%20of%20it.parquet")
+    assert result.exit_code == 0, result.output
+    assert pq.read_table(output).num_rows == 300
 
 
 def test_check_prints_the_plan_and_writes_nothing(small_job: Jobs, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ray._private.state import actors
 from cluster.follow import follow
 from cluster.launch import IN_PROCESS, launch
 from coordinator.dispatch import PoolError
+from coordinator.folders import Address, open_folder
 from coordinator.job import JobSpec
 from coordinator.records import Checkpointed, EpochDone, Event, Finished, Noticed, Started, Summary
 from coordinator.run import Order
@@ -72,7 +73,7 @@ def kill(pids: list[int]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def begin(job: JobSpec, directory: Path, interrupted: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+def begin(job: JobSpec, directory: Address, interrupted: Callable[[], bool] = lambda: False) -> Iterator[Event]:
     """Run a job, which is interrupted in any case when it should be over long since."""
     until = monotonic() + PATIENCE_SECONDS
     return follow(Order(job, directory, time()), lambda: interrupted() or monotonic() > until)
@@ -95,22 +96,29 @@ def test_a_worker_killed_while_it_computes_costs_its_slices_only(small_job: Jobs
     assert 1 <= summary.slices_recomputed <= -(-6 // workers)
 
 
-def test_a_coordinator_that_is_killed_goes_on_from_its_checkpoint(small_job: Jobs, tmp_path: Path) -> None:
-    epoch, killed_in, lives = 0, 0, 0
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_coordinator_that_is_killed_goes_on_from_its_checkpoint(
+    small_job: Jobs, tmp_path: Path, store: Any, stored: bool
+) -> None:
+    epoch, killed_in, lives, checkpointed = 0, 0, 0, False
+    job = small_job(ENDLESS | {"storage.endpoint": store.endpoint})
+    directory = f"s3://{store.bucket}/run" if stored else tmp_path / "run"
     notices: list[str] = []
 
     def goes_on() -> bool:
         return lives == 2 and epoch > killed_in
 
-    for event in begin(small_job(ENDLESS), tmp_path / "run", goes_on):
+    for event in begin(job, directory, goes_on):
         match event:
             case Started():
                 lives += 1
             case Noticed(message=message):
                 notices.append(message)
+            case Checkpointed():
+                checkpointed = True
             case EpochDone(record=record):
                 epoch = record.epoch
-                if epoch >= 5 and not killed_in:
+                if epoch >= 5 and checkpointed and not killed_in:
                     killed_in = epoch
                     kill(processes("CoordinatorActor"))
     summary = summary_of([event])
@@ -121,7 +129,7 @@ def test_a_coordinator_that_is_killed_goes_on_from_its_checkpoint(small_job: Job
     assert summary.rows_trained == summary.rows_expected >= calm.rows_trained
     assert (summary.train, summary.validation) == (calm.train, calm.validation)
     assert any("the coordinator was lost" in notice for notice in notices)
-    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    lines = open_folder(directory, job.storage).read("history.jsonl").decode().splitlines()
     assert [f'{{"epoch": {epoch},' for epoch in range(1, summary.epochs + 1)] == [line[: line.index(",") + 1] for line in lines]
 
 

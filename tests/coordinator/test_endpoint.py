@@ -287,6 +287,13 @@ def test_a_run_is_announced_in_one_place_by_whatever_path_it_is_named(tmp_path: 
     assert len(named) == 1
 
 
+def test_runs_in_stores_are_announced_by_their_uris() -> None:
+    paths = [Announcement("sd", f"s3://{place}/digits").path for place in ("a/runs", "b/runs", "a/runs")]
+
+    assert all(path.name.startswith("isograd-digits-") for path in paths)
+    assert paths[0] == paths[2] != paths[1]
+
+
 def test_the_token_is_in_no_text_about_the_endpoint(open_endpoint: Open, token_file: str) -> None:
     assert SECRET not in repr(vars(open_endpoint(token_file=token_file)))
 

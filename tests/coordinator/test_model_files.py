@@ -11,13 +11,13 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from coordinator.local_folder import LocalFolder
 from coordinator.model_files import (
     load_model,
     safetensors_pieces,
     save_model,
     starting_weights,
     weights_digest,
-    write_atomically,
 )
 from worker.arrays import Floats
 from worker.columns import Column, Numbers
@@ -61,7 +61,7 @@ def weights_of(dtype: str = "float32") -> Floats:
 def saved(run: Path, dtype: str = "float32", classes: tuple[Label, ...] = ("ant", "bee")) -> Path:
     """Save a model as a run does, and return its folder."""
     run.mkdir()
-    save_model(run / "model", model_spec(dtype), encoding_of(classes), LAYOUT, weights_of(dtype))
+    save_model(LocalFolder(run / "model"), model_spec(dtype), encoding_of(classes), LAYOUT, weights_of(dtype))
     return run / "model"
 
 
@@ -313,25 +313,12 @@ def test_initial_weights_are_taken_in_the_precision_of_the_model(tmp_path: Path)
     np.testing.assert_array_equal(found, weights_of("float64").astype("float32"), strict=True)
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"first")
-    write_atomically(path, b"second")
-    assert path.read_bytes() == b"second"
-
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="directory"):
-        write_atomically(tmp_path / "folder", b"third")
-
-    assert sorted(place.name for place in tmp_path.iterdir()) == ["file", "folder"]
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_pieces_make_the_file_that_the_library_would_write(tmp_path: Path, dtype: str) -> None:
     arrays = {"one": np.arange(6, dtype=dtype).reshape(2, 3), "none": np.empty(0, dtype), "two": np.arange(10, dtype=dtype)[::2]}
     path = tmp_path / "pieces.safetensors"
 
-    write_atomically(path, safetensors_pieces(arrays, {"said": 'a "word"'}))
+    path.write_bytes(b"".join(safetensors_pieces(arrays, {"said": 'a "word"'})))
 
     found = load_file(path)
     assert found.keys() == arrays.keys()

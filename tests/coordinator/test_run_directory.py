@@ -6,6 +6,7 @@ from threading import Barrier
 
 import pytest
 
+from coordinator.local_folder import LocalFolder
 from coordinator.records import EpochRecord, Errors, Percentiles, Seconds, Summary
 from coordinator.run_directory import RunDirectory, RunDirectoryError, check
 
@@ -48,9 +49,9 @@ SUMMARY = Summary(
 def refused(path: Path) -> str:
     """The sentence with which both the early check and the run itself refuse a directory."""
     messages = []
-    for attempt in (check, lambda path: RunDirectory.create(path, "")):
+    for attempt in (check, lambda folder: RunDirectory.create(folder, "")):
         with pytest.raises(RunDirectoryError) as error:
-            attempt(path)
+            attempt(LocalFolder(path))
         messages.append(str(error.value))
     assert messages[0] == messages[1]
     assert len(messages[0].splitlines()) == 1
@@ -60,20 +61,20 @@ def refused(path: Path) -> str:
 
 def test_a_new_directory_is_made_with_its_parents_and_holds_the_job(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "first"
-    check(path)
+    check(LocalFolder(path))
     assert not path.parent.exists()
 
-    RunDirectory.create(path, 'name = "ä"').finish(SUMMARY)
+    RunDirectory.create(LocalFolder(path), 'name = "ä"')
 
     assert (path / "job.toml").read_text(encoding="utf-8") == 'name = "ä"'
 
 
 def test_an_empty_directory_is_used(tmp_path: Path) -> None:
-    directory = RunDirectory.create(tmp_path, "")
+    directory = RunDirectory.create(LocalFolder(tmp_path), "")
     directory.append(RECORD)
-    directory.finish(SUMMARY)
+    directory.finish(b"<html>", SUMMARY)
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.jsonl", "job.toml", "summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.jsonl", "job.toml", "report.html", "summary.json"]
 
 
 @pytest.mark.parametrize("left", ["job.toml", "summary.json"])
@@ -103,7 +104,7 @@ def test_of_runs_that_race_for_a_directory_one_gets_it(tmp_path: Path) -> None:
     def race(number: int) -> str:
         barrier.wait()
         try:
-            RunDirectory.create(tmp_path / "run", str(number)).finish(SUMMARY)
+            RunDirectory.create(LocalFolder(tmp_path / "run"), str(number)).finish(b"", SUMMARY)
         except RunDirectoryError as error:
             return str(error)
         return str(number)
@@ -116,20 +117,20 @@ def test_of_runs_that_race_for_a_directory_one_gets_it(tmp_path: Path) -> None:
 
 
 def test_a_line_of_history_is_there_as_soon_as_it_is_added(tmp_path: Path) -> None:
-    directory = RunDirectory.create(tmp_path, "")
+    directory = RunDirectory.create(LocalFolder(tmp_path), "")
     records = [RECORD, replace(RECORD, epoch=2, validation=ERRORS)]
 
     for count, record in enumerate(records, 1):
         directory.append(record)
         lines = (tmp_path / "history.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == [asdict(known) for known in records[:count]]
-    directory.finish(SUMMARY)
+    directory.finish(b"<html>", SUMMARY)
 
 
 def test_the_summary_is_json_and_the_last_file_of_a_run(tmp_path: Path) -> None:
-    directory = RunDirectory.create(tmp_path, "")
+    directory = RunDirectory.create(LocalFolder(tmp_path), "")
     assert not (tmp_path / "summary.json").exists()
 
-    directory.finish(SUMMARY)
+    directory.finish(b"<html>", SUMMARY)
 
     assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == asdict(SUMMARY)
