@@ -16,8 +16,10 @@ import worker
 from cluster.display import size
 from cluster.submitted import needs
 from coordinator.job import JobSpec, dump_job, with_paths
+from worker.discovery import find_files
 from worker.errors import JobError
 from worker.sources import open_source
+from worker.stores import DEFAULT_STORAGE
 
 MOST_BYTES: Final = 50_000_000
 """Of rows that are taken along: they stay in the memory of the cluster's head, and Ray takes no more than 100 MiB."""
@@ -81,8 +83,8 @@ class _Luggage:
 
     def take(self, key: str, path: str) -> str:
         """Copy what is found at `path` into the parcel, in the order of its rows; return where it is in there."""
-        files = [Path(file.path) for file in open_source(path, key).files] if key in ROWS else [Path(path)]
-        if not files[0].is_file():
+        files = _rows(path, key) if key in ROWS else {Path(path): Path()}
+        if not all(file.is_file() for file in files):
             raise JobError(key, f"no such file: {path}")
         self.bytes += sum(file.stat().st_size for file in files)
         if self.bytes > MOST_BYTES:
@@ -93,15 +95,24 @@ class _Luggage:
             )
         place = Path(key)
         (self.parcel / place).mkdir()
-        if len(files) == 1:
-            return str(self._copy(files[0], place / files[0].name))
-        for number, file in enumerate(files):  # files of a folder are read in the order of their names
-            self._copy(file, place / f"{number:06d}-{file.name}")
+        if list(files.values()) == [Path()]:
+            (file,) = files
+            return str(self._copy(file, place / file.name))
+        for number, (file, folder) in enumerate(files.items()):  # files of a folder are read in the order of their paths
+            self._copy(file, place / f"{number:06d}" / folder / f"{number:06d}-{file.name}")
         return str(place)
 
     def _copy(self, file: Path, place: Path) -> Path:
+        (self.parcel / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, self.parcel / place)
         return place
+
+
+def _rows(path: str, key: str) -> dict[Path, Path]:
+    """Return the files of a dataset in the order of its rows, each with the folders that make up columns."""
+    open_source(path, key)
+    found = find_files(path, key, DEFAULT_STORAGE)
+    return {Path(file.place.path): Path(*(folder for folder in file.folders if "=" in folder)) for file in found}
 
 
 def _pack_code(parcel: Path) -> None:

@@ -130,7 +130,9 @@ def locate(address: str, storage: StorageSpec) -> Place:
     except (OSError, pa.ArrowException) as error:
         needs = "; hdfs:// needs Java and Hadoop's client on this machine" if scheme == "hdfs" else ""
         raise UserError(f"{address}: can't be reached: {reason(error)}{needs}") from error
-    return Place(filesystem, path.rstrip("/"), address.rstrip("/"))
+    if path.strip("/"):  # of HDFS, the root has no other name
+        path, address = path.rstrip("/"), address.rstrip("/")
+    return Place(filesystem, path, address)
 
 
 def reason(error: Exception) -> str:

@@ -74,6 +74,20 @@ def test_uploaded_rows_are_in_the_parcel(blobs_job: Document, tmp_path: Path) ->
     assert not parcel.exists()
 
 
+@pytest.mark.parametrize("towns", [["Aachen", "Bonn"], ["Aachen"]])
+def test_folders_that_make_up_columns_are_in_the_parcel(
+    blobs_job: Document, write_table: WriteTable, tmp_path: Path, towns: list[str]
+) -> None:
+    for place, town in enumerate(towns):
+        (tmp_path / "rows" / f"town={town}" / "more").mkdir(parents=True)
+        write_table(f"rows/town={town}/more/_rows.parquet", {"x": [place]})
+    blobs_job["data"]["train"] = "rows/*/*/*.parquet"
+    with packed(job_of(blobs_job, tmp_path), tmp_path, upload=True, same_machine=False) as parcel:
+        source = open_source(load_job(parcel / "job.toml", {}).data.train, "data.train")
+        found = read_rows(source, 0, source.rows, ["x", "town"]).to_pydict()
+    assert found == {"x": [*range(len(towns))], "town": towns}
+
+
 def test_a_full_path_that_is_not_here_is_the_clusters(blobs_job: Document, tmp_path: Path) -> None:
     blobs_job["data"]["train"] = "/shared/rows-*.parquet"
     assert placed(blobs_job, tmp_path, upload=True).data.train == "/shared/rows-*.parquet"

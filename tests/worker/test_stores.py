@@ -95,6 +95,7 @@ def test_a_local_address_is_a_path(address: str, path: str) -> None:
     [
         ("s3://bucket/a b%20/c/", "s3", "bucket/a b%20/c"),
         ("gs://bucket/folder", "gcs", "bucket/folder"),
+        ("gs://bucket", "gcs", "bucket"),
         ("abfs://container@account.dfs.core.windows.net/folder", "abfs", "container/folder"),
         ("abfss://container/folder", "abfs", "container/folder"),
     ],
@@ -111,6 +112,7 @@ def test_a_uri_is_a_path_in_its_store(
 
     assert (place.filesystem.type_name, place.path, place.address) == (kind, path, address.rstrip("/"))
     assert place.below("d/e.csv") == Place(place.filesystem, f"{path}/d/e.csv", f"{address.rstrip('/')}/d/e.csv")
+    assert place.at(f"{path}/d/e.csv") == place.below("d/e.csv")
     assert locate(address, storage).filesystem is place.filesystem, "making a client takes long"
     assert is_remote(address)
 
@@ -132,6 +134,27 @@ def test_azure_takes_a_key_from_the_environment(variable: str, monkeypatch: pyte
     locate(f"abfs://container@{variable.lower()}.dfs.core.windows.net/x", StorageSpec())
 
     assert found["sas_token" if "SAS" in variable else "account_key"] == SECRET
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "path", "below"),
+    [
+        ("hdfs://namenode:8020/a/b/", {"host": "namenode", "port": 8020, "user": None}, "/a/b", "hdfs://namenode:8020/a/b/c"),
+        ("hdfs://me@namenode/a", {"host": "namenode", "port": 0, "user": "me"}, "/a", "hdfs://me@namenode/a/c"),
+        ("hdfs:///a", {"host": "default", "port": 0, "user": None}, "/a", "hdfs:///a/c"),
+        ("hdfs:///", {"host": "default", "port": 0, "user": None}, "/", "hdfs:///c"),
+    ],
+)
+def test_hdfs_is_reached_as_its_uri_says(
+    address: str, options: dict[str, Any], path: str, below: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(fs, "HadoopFileSystem", lambda **given: found.update(given))
+
+    place = locate(address, StorageSpec())
+
+    assert (found, place.path) == (options, path)
+    assert place.at(f"{path.rstrip('/')}/c").address == below
 
 
 def test_hdfs_without_its_client_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
