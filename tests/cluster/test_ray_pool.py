@@ -174,3 +174,21 @@ def test_what_a_worker_raises_in_rounds_of_its_own_is_raised_at_once(
     pool.close()
 
     assert not any(isinstance(event, Noticed) and "was lost" in event.message for event in events)
+
+
+def test_actors_read_a_store_that_fails_at_times(small_job: Callable[..., JobSpec], store: Any, tmp_path: Path) -> None:
+    *_, last = launch(Order(small_job({}), tmp_path / "here", time()), IN_PROCESS, lambda: False, debug=False)
+    assert isinstance(last, Finished)
+    address = store.put("rows.parquet", tmp_path / "rows.parquet")
+    job = small_job({"data.train": address, "storage": store.storage | {"attempts": 6}})
+    store.requests.clear()
+    for how in ("503 Slow Down", "dropped", "cut"):
+        store.fail("GET", how)
+    pool = RayPool(job.workers)
+
+    summary = train(job, tmp_path / "there", pool)
+    pool.close()
+
+    assert summary.weights_digest == last.summary.weights_digest
+    assert summary.worker_failures == 0
+    assert store.requests
