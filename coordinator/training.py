@@ -61,6 +61,7 @@ class Training:
         self._crew, self._crew_changes = self._crew_now(), dispatcher.crew.changes
         self._began = perf_counter() - progress.seconds
         self._away, self._untold, self._crew_away = False, deque[RoundRun](), self._crew
+        self._published: int | None = None
         self._resume_at: Snapshot | None = None
         self._state_lost = False
 
@@ -236,7 +237,7 @@ class Training:
     def _do_round(self) -> RoundDone | Refused:
         began = perf_counter()
         number = self._ledger.rounds
-        self._dispatcher.publish(self._parameters.weights_P)
+        self._publish()
         answers = self._dispatcher.ask("round", lambda shards: ComputeGradients(number, shards))
         computed = perf_counter()
         parts = {node: part for node, part in _merge(answers).items() if part is not None}
@@ -264,6 +265,12 @@ class Training:
             crew=self.crew,
         )
 
+    def _publish(self) -> None:
+        """Give the workers the weights, unless they have them: these would travel to every other node once more."""
+        if self._published != self._rounds_run:
+            self._dispatcher.publish(self._parameters.weights_P)
+            self._published = self._rounds_run
+
     def _learning_rate(self, number: int) -> float:
         """Return the learning rate of a round, from 0."""
         optimizer = self._job.optimizer
@@ -285,7 +292,7 @@ class Training:
         return record.train.error_rate == 0.0 and self._evaluate("train").wrong == 0
 
     def _evaluate(self, split: Split) -> ErrorSums:
-        self._dispatcher.publish(self._parameters.weights_P)
+        self._publish()
         answers = self._dispatcher.ask(split, lambda shards: Evaluate(split, shards))
         sums: ErrorSums | None = finish(_merge(answers), self._plan.shards, ErrorSums.__add__)
         assert sums is not None, "a split that is evaluated has rows"

@@ -127,6 +127,20 @@ def dies_in(kind: type[Task], *deaths: tuple[int, int]) -> Fate:
     return fate
 
 
+def test_weights_are_published_once_for_a_round_and_the_evaluation_before_it(run_job: Run, blobs_job: Document) -> None:
+    published: list[int] = []
+
+    class Counting(ScriptedPool):
+        def publish(self, weights_P: Floats) -> None:
+            published.append(weights_P.size)
+            super().publish(weights_P)
+
+    _, summary = run_job(blobs_job, {"data.validation": 0.2}, pool=Counting(2))
+    assert summary.epochs > 1
+    assert summary.validation is not None
+    assert len(published) == summary.rounds + 1  # those after the last round are evaluated
+
+
 def test_a_run_whose_coordinator_was_lost_begins_with_as_few_as_it_may_go_on_with() -> None:
     spec = WorkersSpec(count=2, wait_seconds=0.01)
     with pytest.raises(PoolError, match="placed 1 of 2 workers"):
