@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final
 
-from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
+from ray.exceptions import ActorUnavailableError, ActorUnschedulableError, ObjectLostError, RayActorError
 
 _CAUSES: Final = {
     "NODE_OUT_OF_MEMORY": "Ray ended it, since its node had hardly any memory left",
@@ -65,6 +65,8 @@ def death_cause(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, ActorUnavailableError):
         return "it can't be reached"
+    if isinstance(error, ActorUnschedulableError):
+        return "its node is gone"
     if isinstance(error, ObjectLostError):
         return "what it had computed is gone"
     if isinstance(error, RayActorError) and error.actor_init_failed:

@@ -9,7 +9,7 @@ from time import monotonic, sleep
 from typing import Any, Final
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ActorUnschedulableError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
 from cluster.calls import death_cause
@@ -122,7 +122,7 @@ def _follow(order: Order, group: PlacementGroup, interrupted: Callable[[], bool]
                         elif isinstance(event, Started) and lost:
                             yield Noticed(message="there was no checkpoint yet, so the run begins anew")
             return
-        except RayActorError as error:
+        except (RayActorError, ActorUnschedulableError) as error:
             lost = death_cause(error)
             if not node:
                 raise PoolError(f"the coordinator could not be started: {lost}") from error
@@ -149,6 +149,7 @@ def _ask(call: Callable[[], Any], patience: float) -> Any:
     Raises:
         PoolError: it does not answer.
         RayActorError: it is lost.
+        ActorUnschedulableError: the node that it was to go to is.
     """
     until = monotonic() + patience
     while True:

@@ -75,10 +75,14 @@ def among(group: PlacementGroup | None) -> Any:
 
 
 def near(node: str, group: PlacementGroup) -> Any:
-    """Return the scheduling strategy for an actor that goes where another was, if that node is still there, else to a place."""
+    """Return the scheduling strategy for an actor that goes where another was, if that node is still there, else to a place.
+
+    A node that is lost meanwhile makes the actor unschedulable.
+    """
     state: Any = ray
     there = node and any(found["NodeID"] == node and found["Alive"] for found in state.nodes())
-    return NodeAffinitySchedulingStrategy(node, soft=True) if there else among(group)
+    # A soft affinity is no use: of actors without CPUs, Ray heeds hard ones only.
+    return NodeAffinitySchedulingStrategy(node, soft=False) if there else among(group)
 
 
 def beside(placement: Placement) -> Any:

@@ -1,7 +1,7 @@
 """What Ray's errors come to in a few words."""
 
 import pytest
-from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
+from ray.exceptions import ActorUnavailableError, ActorUnschedulableError, ObjectLostError, RayActorError
 
 from cluster.calls import death_cause
 
@@ -21,6 +21,7 @@ UNSEEN = "RpcError: RPC Error message: failed to connect to all addresses; last 
         (RayActorError("7", ENDED + "NODE_OUT_OF_MEMORY"), "Ray ended it, since its node had hardly any memory left"),
         (RayActorError("7", "an error raised in its creation task, ray::X()\nValueError: no\n", True), "ValueError: no"),
         (ActorUnavailableError(UNSEEN, None), "it can't be reached"),
+        (ActorUnschedulableError("The node does not exist any more"), "its node is gone"),
         (ObjectLostError("00ff", None, "stack"), "what it had computed is gone"),
         (RayActorError("7", "Something new.\nAt length."), "Something new."),
     ],
