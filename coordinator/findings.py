@@ -1,6 +1,7 @@
 """What training and scoring go on in spite of, and the user should know of the data."""
 
 from collections.abc import Iterator, Mapping
+from math import inf
 from typing import Final, Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 from worker.arrays import Floats
 from worker.columns import Column, Columns, Feature
 from worker.encoding import Encoding
-from worker.inputs import CategoryInputs
+from worker.inputs import CategoryInputs, scaling
 from worker.model import ModelSpec
 from worker.scan import Scan, count_labels
 from worker.statistics import Counts, Statistics
@@ -31,6 +32,9 @@ REMEDIES_OF_TARGETS: Final[Mapping[Precision, str]] = {
     "float32": 'set data.scale_target = "standard" or use float64',
     "float64": SUBTRACT,
 }
+
+REACH: Final[Mapping[str, tuple[float, float]]] = {"sigmoid": (0, 1), "softmax": (0, 1), "tanh": (-1, 1), "relu": (0, inf)}
+"""From where to where the outputs of an activation go."""
 
 COARSE: Final = 0.01
 """Share of the values' standard deviation: numbers so far apart, or farther, are too few to tell the values by."""
@@ -73,7 +77,7 @@ def _of_features(columns: Columns, model: ModelSpec, scan: Scan) -> Iterator[tup
         if precision is None:
             yield from ((value, CONSTANT) for value in _constant(feature, known))
             continue
-        remedies = REMEDIES_OF_WHOLE if _whole(feature.column) else REMEDIES
+        remedies = REMEDIES_OF_WHOLE if _whole(feature.column) and feature.column.width is None else REMEDIES
         yield name, _lost(feature.column, precision, remedies[precision])
 
 
@@ -87,6 +91,12 @@ def _of_targets(columns: Columns, model: ModelSpec, scan: Scan) -> Iterator[tupl
             yield column.name, _lost(column, precision, REMEDIES_OF_TARGETS[precision])
         elif (known.low_V == known.high_V).all():
             yield column.name, "the same value in all training rows: the only one that can be learnt"
+        low, high = REACH.get(model.output_name, (-inf, inf))
+        shift_V, scale_V = scaling("standard" if columns.scale_target else "none", known, "data.label", column)
+        lowest, highest = ((end_V - shift_V) / scale_V for end_V in (known.low_V, known.high_V))
+        if (lowest < low).any() or (highest > high).any():
+            ends = "below 0" if high == inf else f"outside {low} to {high}"
+            yield column.name, f'targets {ends}, which model.output = "{model.output_name}" never gives; use another output'
 
 
 def _lost(column: Column, precision: Precision, remedy: str) -> str:

@@ -55,6 +55,11 @@ YEAR = pa.array([1_700_000_000 + 86400 * day for day in range(365)]).cast(pa.tim
         ({"x": 1e4 + np.arange(30) / 30}, {}, []),
         ({"x": 1e12 + np.arange(30) / 1e4}, {"scale": "standard"}, [f"column 'x' has values {UNREADABLE}"]),
         ({"x": pa.array([[0.5, 1e6], [0.1, 1e6 + 1]], pa.list_(pa.float64(), 2))}, {}, [f"column 'x' has {COARSE}"]),
+        (
+            {"x": pa.array([[1, 2], [2**24 + 1, 0]], pa.list_(pa.int64(), 2))},
+            {},
+            ["column 'x' has whole numbers that differ by less than float32 can tell; scale it or use float64"],
+        ),
         ({"x": HOUR}, {}, [f"column 'x' has {COARSE}"]),
         ({"x": HOUR}, {"scale": "standard"}, []),
         ({"x": HOUR}, {"columns": {"x": ColumnSpec(parts=("hour", "minute"))}}, []),
@@ -78,6 +83,31 @@ def test_what_is_odd_about_the_rows_is_told(features: dict[str, Any], options: d
 
     assert len(sentences) == len(told)
     assert all(sentence.startswith(wanted) for sentence, wanted in zip(sentences, told, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("output", "targets", "options", "told"),
+    [
+        ("sigmoid", [0.0, 1.0], {}, None),
+        ("sigmoid", [0.0, 1.5], {}, "outside 0 to 1"),
+        ("sigmoid", [0.0, 1.0], {"scale_target": "standard"}, "outside 0 to 1"),
+        ("tanh", [-1.0, 1.0], {}, None),
+        ("tanh", [-1.0, 1.0, 0.0], {"scale_target": "standard"}, "outside -1 to 1"),
+        ("tanh", [-1.5, 1.0], {}, "outside -1 to 1"),
+        ("relu", [0.0, 1e9], {}, None),
+        ("relu", [-0.5, 1.0], {}, "below 0"),
+        ("identity", [-1e9, 1e9], {}, None),
+    ],
+)
+def test_targets_that_no_output_reaches_are_told_of(output: Any, targets: list[float], options: Any, told: str | None) -> None:
+    table = pa.table({"x": np.arange(len(targets)), "y": targets})
+    model = ModelSpec(task="regression", output=output)
+    columns = choose_columns(table.schema, DataSpec(train="rows.csv", label="y", **options), model)
+
+    sentences = findings(columns, model, scan_rows([table], columns, model, str))
+
+    expected = f"column 'y' has targets {told}, which model.output = \"{output}\" never gives; use another output"
+    assert sentences == ([] if told is None else [expected])
 
 
 def test_rows_without_a_label_are_counted() -> None:
