@@ -22,6 +22,9 @@ Where = Callable[[int], str]
 MOST_WEIGHT: Final = 1e30
 """So that sums of weights stay finite in float32."""
 
+LABEL_TYPES: Final = {"text": pa.string(), "boolean": pa.bool_()}
+"""Of classes and categories of these kinds; others are whole numbers."""
+
 CALENDAR: Final = ("date", "timestamp", "time", "duration")
 
 
@@ -126,13 +129,14 @@ def label_values(table: pa.Table, column: Column, where: Where, *, gaps: bool = 
     values = plain_values(table, column.name)
     if not gaps:
         refuse_nulls(values, column.name, where)
-    if column.kind == "text":
-        return values.cast(pa.string())
+    wanted = LABEL_TYPES.get(column.kind, pa.int64())
+    if column.kind == "text" or pa.types.is_null(values.type):
+        return values.cast(wanted)
     if pa.types.is_float16(values.type) or (pa.types.is_decimal(values.type) and column.kind == "boolean"):
         values = values.cast(pa.float64())  # which Arrow can compare, and cast
     if gaps and pa.types.is_floating(values.type):  # whole numbers with gaps, as many tools keep them
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
-    labels = values.cast(pa.bool_() if column.kind == "boolean" else pa.int64(), safe=False)
+    labels = values.cast(wanted, safe=False)
     same = pc.equal(labels.cast(values.type, safe=False), values)
     if pa.types.is_uint64(values.type) and column.kind != "boolean":  # from 2⁶³ on, there and back again ends where it began
         same = pc.and_(same, pc.greater_equal(labels, 0))

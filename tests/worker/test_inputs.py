@@ -131,8 +131,16 @@ def test_a_gap_where_none_is_allowed_is_named() -> None:
 
 @pytest.mark.parametrize("values", [pa.array([None, None], pa.float64()), pa.nulls(2), pa.array([None, None], pa.string())])
 def test_a_column_without_any_value_is_refused(values: pa.Array) -> None:
-    with pytest.raises(JobError, match=r"^data\.features: column 'x' has no value in any training row; leave it out"):
-        fit({"x": values}, shards=1, missing="mean")
+    for kind in ("number", "category") if pa.types.is_null(values.type) else (None,):
+        with pytest.raises(JobError, match=r"^data\.features: column 'x' has no value in any training row; leave it out"):
+            fit({"x": values}, shards=1, missing="mean", columns={"x": ColumnSpec(kind=kind)})
+
+
+@pytest.mark.parametrize("trained", [[1, 2, None], [True, False, None], ["a", "b", None]])
+def test_a_column_of_categories_may_be_without_any_value_in_another_table(trained: list[Any]) -> None:
+    encoding = fit({"x": trained}, shards=1, columns={"x": ColumnSpec(kind="category", missing="indicator")})
+
+    assert encoded(encoding, {"x": pa.nulls(2)}).tolist() == [[0, 0, 1], [0, 0, 1]]
 
 
 def test_all_gaps_of_another_table_are_filled() -> None:
