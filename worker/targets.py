@@ -60,6 +60,8 @@ class Targets:
         _check_classes(classes, columns, model)
         for column, known in zip(columns.labels, scan.targets, strict=not classes):
             require(bool(known.count_V.all()), "data.label", f"column '{column.name}' has no value in any training row")
+        some = not scan.targets or scan.unlabelled < scan.targets[0].rows
+        require(some, "data.label", "no training row has a value in all columns; choose fewer, or fill them in")
         weighs = scan.weights is None or bool(scan.weights.high_V.astype(model.dtype)[0] > 0)
         require(weighs, "data.weight", f"no training row that has a label weighs more than 0 in {model.dtype}")
         known_columns = zip(columns.labels, scan.targets, strict=not classes) if columns.scale_target else ()

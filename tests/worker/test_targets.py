@@ -110,6 +110,12 @@ def test_a_row_without_a_weight_is_named() -> None:
             "data.weight: no training row that has a label weighs more than 0 in float32",
         ),
         (
+            {"y": pa.array([[1.0, None], [None, 2.0]], pa.list_(pa.float64(), 2))},
+            REGRESSION,
+            {"unlabelled": "ignore"},
+            "data.label: no training row has a value in all columns; choose fewer, or fill them in",
+        ),
+        (
             {"y": pa.array([None, None], pa.string())},
             CLASSIFICATION,
             {"unlabelled": "ignore"},
