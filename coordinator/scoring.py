@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import isnan
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,9 @@ from worker.shard import EVALUATION_ROWS, fill_targets
 from worker.sources import Source, count_rows, open_source, read_batches
 from worker.stores import DEFAULT_STORAGE, StorageSpec
 from worker.values import CALENDAR, Label, Where, read_numbers
+
+QUIET: Final = np.errstate(over="ignore", invalid="ignore")
+"""Rows far from those of the training may overflow, which is seen in what comes out."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Predictions:
     findings: list[str]
 
 
+@QUIET
 def evaluate(model: TrainedModel, data: str, table: int = 0, storage: StorageSpec = DEFAULT_STORAGE) -> Evaluation:
     """Return the model's errors over a labelled dataset.
 
@@ -88,6 +92,7 @@ def evaluate(model: TrainedModel, data: str, table: int = 0, storage: StorageSpe
     return Evaluation(sums.rows, Errors.of(sums), rows, unknown.findings)
 
 
+@QUIET
 def predict(model: TrainedModel, data: str, output: Address, storage: StorageSpec = DEFAULT_STORAGE) -> Predictions:
     """Write predictions for a dataset as Parquet, in the order of its rows, and return what there is to say of them.
 
@@ -105,11 +110,13 @@ def predict(model: TrainedModel, data: str, output: Address, storage: StorageSpe
     used = {column.name for column in features}
     carried = [name for name in source.schema.names if name not in used]
     wanted = [column.name for column in features] + carried
-    unknown = Unknown(model.encoding)
+    unknown, overflown = Unknown(model.encoding), 0
     try:
         with folder.replacing(name) as file, _Writer(file) as writer:
             for chunk in _chunks(model, source, wanted, unknown, labelled=False):
-                scored = _predictions(model, _outputs(model, chunk.x_BI))
+                a_BO = _outputs(model, chunk.x_BI)
+                overflown += int((~np.isfinite(a_BO)).any(axis=1).sum())
+                scored = _predictions(model, a_BO)
                 doubled = set(carried) & set(scored)
                 if doubled:
                     raise DataError(f"{source.files[0].path}: its column '{doubled.pop()}' would be doubled; rename it")
@@ -117,7 +124,8 @@ def predict(model: TrainedModel, data: str, output: Address, storage: StorageSpe
                 writer.write(pa.table(kept | scored))
     except OSError as error:
         raise UserError(f"--output: {output} can't be written: {reason(error)}; give a file in a folder that exists") from error
-    return Predictions(source.rows, unknown.findings)
+    lost = [f"{overflown:,} of the predictions are no finite numbers: their rows lie too far from those of the training"]
+    return Predictions(source.rows, unknown.findings + lost * (overflown > 0))
 
 
 def _same(path: str, output: Address) -> bool:

@@ -337,6 +337,22 @@ def test_evaluating_tells_of_rows_that_training_knows_nothing_like(run_job: Run,
 TYPES = [pa.string(), pa.float64(), pa.bool_(), pa.timestamp("us"), pa.int32(), pa.dictionary(pa.int8(), pa.string())]
 
 
+def test_rows_too_far_away_for_a_finite_prediction_are_told_of(run_job: Run, rent_job: Document, tmp_path: Path) -> None:
+    rent_job["data"] |= {"scale": "none", "missing": "mean", "columns": {}, "features": ["size"], "train": "rent.parquet"}
+    rent_job["model"]["hidden"] = []
+    run_job(rent_job)
+    table, model = pq.read_table(tmp_path / "rent.parquet"), load_model(tmp_path / "run-1")
+    model.weights_P[:] = [10.0, 0.0]
+    sizes = pa.array([1e38, 20.0, -1e38] + [50.0] * (ROWS - 3))
+    pq.write_table(table.set_column(1, "size", sizes), tmp_path / "new.parquet")
+
+    told = predict(model, str(tmp_path / "new.parquet"), tmp_path / "out.parquet").findings
+    errors = evaluate(model, str(tmp_path / "new.parquet")).errors
+
+    assert told == ["2 of the predictions are no finite numbers: their rows lie too far from those of the training"]
+    assert not np.isfinite(errors.mean_absolute_error)
+
+
 def test_a_gap_in_another_table_where_training_allowed_none_is_refused(run_job: Run, rent_job: Document, tmp_path: Path) -> None:
     rent_job["data"]["columns"]["lift"] = {"missing": "error"}
     run_job(rent_job)
