@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 LOCK = $(RUN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
   pyproject.toml
 
-.PHONY: help train test install develop lint format types imports pytest dashboard chaos bench overheads lock clean
+.PHONY: help train test install develop lint format types imports pytest dashboard chaos bench overheads streaming lock clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ bench: $(BENCH)/.installed ## Measure isograd against PyTorch, Ray Train and sci
 
 overheads: $(BENCH)/.installed ## Measure start-up, an empty round, the price of shards, scaling and memory
 	$(BENCH)/bin/python benchmarks/overheads.py
+
+streaming: install ## Measure training on 4 GB of Parquet that workers stream within 400 MB, and hold in memory
+	$(RUN)/python benchmarks/streaming.py
 
 lock: develop ## Pin anew everything that is installed
 	$(LOCK) --group build --output-file requirements.lock

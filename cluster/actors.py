@@ -5,6 +5,7 @@ import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import ray
@@ -32,10 +33,16 @@ class Place:
 class WorkerActor:
     """A worker in a process of its own. It takes one task at a time; other threads answer for its being alive."""
 
-    def __init__(self) -> None:
-        """Hold BLAS to one thread for the life of the process."""
+    def __init__(self, cpus: float, workers: int) -> None:
+        """Hold BLAS to one thread for the life of the process.
+
+        Args:
+            cpus: that are set aside for this worker.
+            workers: that there are at most, on all nodes.
+        """
         self._one_thread = one_thread()
-        self._worker = Worker()
+        # No more workers than these fit on a node, so that their shares never come to more than the whole.
+        self._worker = Worker(min(1.0, max(1 / workers, cpus / _node_cpus())))
 
     def place(self) -> Place:
         """Return where this is, once the process is up."""
@@ -57,6 +64,14 @@ class WorkerActor:
     def serve(self, address: str, terms: Terms) -> None:
         """Take the tasks of rounds from a coordinator on this node, until it hangs up. Raises what `exchange.serve` raises."""
         serve(self._worker, address, terms)
+
+
+def _node_cpus() -> float:
+    """Return the CPUs of this node, as Ray counts them."""
+    resources: Any = ray
+    here = ray.get_runtime_context().get_node_id()
+    cpus: list[float] = [node["Resources"].get("CPU", 0.0) for node in resources.nodes() if node["NodeID"] == here]
+    return max(1.0, *cpus)
 
 
 def _add(left: GradientSum, right: GradientSum) -> GradientSum:

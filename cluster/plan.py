@@ -62,13 +62,27 @@ def plan_table(job: JobSpec, plan: JobPlan) -> Table:
         ("data", f"{plan.files}{classes}"),
         ("rows", f"{plan.rows:,} to train, {plan.validation_rows:,} to validate"),
         ("shards", f"{plan.shards}, on {count(job.workers.most, 'worker')}"),
+        ("order", _order(plan)),
         ("rounds", f"{rounds}, of up to {count(job.training.batch_size, 'row')}"),
         ("network", f"{'-'.join(map(str, plan.sizes))}: {plan.parameters:,} parameters, {job.model.dtype}"),
         ("layers", f"{job.model.activation if job.model.hidden else 'none'} hidden, {job.model.output_name} output"),
         ("loss", job.model.loss_name),
         ("optimizer", f"{job.optimizer.name}, learning rate {job.optimizer.learning_rate:g} {job.optimizer.schedule.name}"),
-        ("memory", f"{size(plan.data_bytes)} of rows over all workers; beside them {size(plan.worker_bytes)} a worker"),
+        ("memory", f"{size(plan.data_bytes)} of rows over all workers; {_kept(plan)}"),
+        ("", f"beside them {size(plan.worker_bytes)} a worker"),
         ("", f"and {size(plan.coordinator_bytes)} for the coordinator"),
     ):
         table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
     return table
+
+
+def _order(plan: JobPlan) -> str:
+    if plan.window_rows is None:
+        return "all rows of a shard shuffled together"
+    return f"shuffled in windows of {plan.window_rows:,} rows over all shards"
+
+
+def _kept(plan: JobPlan) -> str:
+    kept = "all" if plan.kept == plan.share else "none" if plan.kept == 0 else f"{plan.kept:,} of {plan.share:,}"
+    rest = "" if plan.kept == plan.share else ", the others streamed" if plan.kept else ", all streamed"
+    return f"{kept} kept in the {size(plan.limit_bytes)} of a worker{rest}"

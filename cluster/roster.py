@@ -66,7 +66,8 @@ class Roster:
         in_group = self._group is not None and sum(member.in_group for member in self.members.values()) < self._spec.first
         where = among(self._group) if in_group else beside(self._spec.placement)
         options = {"num_cpus": self._spec.cpus, "max_restarts": 0, "max_concurrency": 3, "scheduling_strategy": where}
-        member = self.members[number] = Member(self._actor.options(**options).remote(), in_group)
+        handle = self._actor.options(**options).remote(self._spec.cpus, self._spec.most)
+        member = self.members[number] = Member(handle, in_group)
         self._calls.add(member.handle.place.remote(), partial(self._started, number))
 
     def place(self, worker: int) -> Place:

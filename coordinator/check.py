@@ -8,13 +8,14 @@ from coordinator.findings import findings
 from coordinator.job import JobSpec
 from coordinator.model_files import starting_weights
 from coordinator.optimizers import make_optimizer
-from coordinator.preparation import fit_encoding, inspect, make_plan, make_setup
-from worker.encoding import Encoding
+from coordinator.preparation import fit_encoding, inspect, make_plan, make_setup, shuffled
 from worker.engine import Worker
 from worker.gradients import chunk_entries
+from worker.memory import choose_kept, memory_limit
 from worker.messages import ScanShards
 from worker.model import Layout
 from worker.scan import Scan
+from worker.shard import training_need
 from worker.values import Label
 
 
@@ -34,7 +35,11 @@ class JobPlan:
         shards: parts of the data.
         rounds_per_epoch: updates an epoch.
         most_rounds: updates of the run; None where nothing limits them.
+        window_rows: that are shuffled together, over all shards; None where all of a shard are.
         data_bytes: the rows, decoded, over all workers.
+        limit_bytes: that the rows of a worker may take, on this machine unless the job says how much.
+        kept: shards that a worker keeps in memory, of `share`; it streams the others.
+        share: shards of a worker, at most, as long as none is lost.
         worker_bytes: of one worker for all shards, beside its rows: weights, gradients and buffers.
         coordinator_bytes: weights and the optimizer's state, with the weights kept and a checkpoint that is being written.
     """
@@ -50,7 +55,11 @@ class JobPlan:
     shards: int
     rounds_per_epoch: int
     most_rounds: int | None
+    window_rows: int | None
     data_bytes: int
+    limit_bytes: int
+    kept: int
+    share: int
     worker_bytes: int
     coordinator_bytes: int
 
@@ -71,10 +80,14 @@ def check_job(job: JobSpec, progress: Callable[[int], None] = lambda _: None) ->
     plan = make_plan(job, inspection)
     setup = make_setup(job, inspection, plan)
     encoding, known = fit_encoding(setup, lambda task: _scan_in_turn(task, plan.shards, progress))
+    setup = shuffled(job, setup, encoding)
     layout = encoding.network(job.model).layout
     weights = starting_weights(job.model, layout, job.job.seed)
     state = make_optimizer(job.optimizer).init(weights)
     validation_rows = plan.validation_rows if inspection.validation is None else inspection.validation.rows
+    row_bytes, share = encoding.row_bytes(job.model.dtype), -(-plan.shards // job.workers.first)
+    limit = memory_limit(setup.memory_limit, 1 / job.workers.most)
+    kept, _ = choose_kept({shard: training_need(setup.plan, shard, row_bytes) for shard in range(share)}, limit)
     return JobPlan(
         columns=plan_columns(inspection.columns, encoding, known),
         findings=findings(inspection.columns, job.model, known),
@@ -87,7 +100,11 @@ def check_job(job: JobSpec, progress: Callable[[int], None] = lambda _: None) ->
         shards=plan.shards,
         rounds_per_epoch=plan.rounds_per_epoch,
         most_rounds=job.training.most_rounds(plan.rounds_per_epoch),
-        data_bytes=(plan.training_rows + validation_rows) * _row_bytes(layout, encoding, weights.itemsize),
+        window_rows=None if setup.plan.window is None else setup.plan.window.rows * plan.shards,
+        data_bytes=(plan.training_rows + validation_rows) * row_bytes,
+        limit_bytes=limit,
+        kept=len(kept),
+        share=share,
         worker_bytes=_worker_bytes(layout, plan.batch_size, plan.shards, weights.itemsize),
         coordinator_bytes=(4 + 2 * len(state)) * weights.nbytes,
     )
@@ -104,10 +121,6 @@ def _scan_in_turn(task: Callable[[tuple[int, ...]], ScanShards], shards: int, pr
 
 def _count_files(count: int, form: str) -> str:
     return f"1 {form} file" if count == 1 else f"{count:,} {form} files"
-
-
-def _row_bytes(layout: Layout, encoding: Encoding, itemsize: int) -> int:
-    return layout.sizes[0] * itemsize + (8 if encoding.label.classes is not None else layout.sizes[-1] * itemsize)
 
 
 def _worker_bytes(layout: Layout, batch_size: int, shards: int, itemsize: int) -> int:

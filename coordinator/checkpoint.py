@@ -55,12 +55,14 @@ class Origin:
         rows: rows of the training dataset.
         parameters: weights and biases.
         fingerprint: of the machine that computed it.
+        pieces: SHA-256 of where the dataset's pieces begin, where the order of rows depends on it; else empty.
     """
 
     job: dict[str, Any]
     rows: int
     parameters: int
     fingerprint: dict[str, str]
+    pieces: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,6 +118,7 @@ HARMLESS: Final = frozenset(
         "storage",
         "job.name",
         "job.reproducible",
+        "data.memory_limit",
         "training.epochs",
         "training.rounds",
     }

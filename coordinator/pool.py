@@ -147,7 +147,7 @@ class InProcessPool:
 
     def __init__(self, count: int) -> None:
         """Make `count` workers."""
-        self._workers = [Worker() for _ in range(count)]
+        self._workers = [Worker(1 / count) for _ in range(count)]
         self._weights_P: Floats | None = None
         self._events: deque[Event] = deque(Joined(number, fingerprint()) for number in range(count))
 

@@ -2,19 +2,28 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Final
 
+import numpy as np
 import pyarrow as pa
 
 from coordinator.job import JobSpec
 from worker.choice import choose_columns
 from worker.columns import Columns, csv_type, require_columns, value_names
 from worker.encoding import Encoding
-from worker.errors import DataError, JobError
+from worker.errors import DataError, JobError, require
 from worker.messages import CountRows, RowCounts, ScanShards, Setup
 from worker.model import ModelSpec
 from worker.scan import Scan, scan_sum
-from worker.sharding import ShardPlan
+from worker.shard import training_need
+from worker.sharding import ShardPlan, Window
 from worker.sources import Source, SourceFile, open_source
+
+FULL_BYTES: Final = 1 << 30
+"""Inputs of the training rows up to which `data.shuffle = "auto"` shuffles whole shards."""
+
+WINDOW_BYTES: Final = 64 << 20
+"""Inputs of the rows of a window, over all shards, unless the job says how many rows."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,49 @@ def make_setup(job: JobSpec, inspection: Inspection, plan: ShardPlan) -> Setup:
         plan=plan,
         train=inspection.train,
         validation=inspection.validation,
+        memory_limit=job.data.memory_bytes,
     )
+
+
+def shuffled(job: JobSpec, setup: Setup, encoding: Encoding) -> Setup:
+    """Return the setup with the order of rows settled: by the job and its data alone, never by memory or workers.
+
+    Raises:
+        JobError: `data.memory_limit` is too small for it.
+    """
+    data, plan = job.data, setup.plan
+    row_bytes = len(encoding.input_names) * np.dtype(job.model.dtype).itemsize
+    if data.shuffle == "window" or (data.shuffle == "auto" and plan.training_rows * row_bytes > FULL_BYTES):
+        rows = data.window_rows or max(1, WINDOW_BYTES // row_bytes)
+        setup = replace(setup, plan=replace(plan, window=Window(-(-rows // plan.shards), setup.train.cuts)))
+    _check_memory(job, setup.plan, encoding.row_bytes(job.model.dtype))
+    return setup
+
+
+def _check_memory(job: JobSpec, plan: ShardPlan, row_bytes: int) -> None:
+    limit = job.data.memory_bytes
+    if limit is None:
+        return
+    needs = [training_need(plan, shard, row_bytes) for shard in range(plan.shards)]
+    if plan.window is not None:
+        # All of them, since a worker may have to take over from all others.
+        windows = sum(need.least for need in needs)
+        most = plan.window.rows * plan.shards * limit // windows
+        require(
+            windows <= limit,
+            "data.memory_limit",
+            f"{job.data.memory_limit} is less than the {windows / 1e6:,.3g} MB that windows of all shards take; "
+            f"raise it, or set data.window_rows to about {most:,}",
+        )
+    else:
+        share = -(-plan.shards // job.workers.first)
+        rows = sum(need.kept for need in needs[:share])
+        require(
+            rows <= limit,
+            "data.memory_limit",
+            f"{job.data.memory_limit} is less than the {rows / 1e6:,.3g} MB that the shards of each of "
+            f'{job.workers.first} workers take; raise it, set data.shuffle = "window", or use more workers',
+        )
 
 
 def fit_encoding(

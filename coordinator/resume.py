@@ -40,6 +40,8 @@ def check_origin(checkpoint: Checkpoint, now: Origin, job: JobSpec) -> list[str]
         raise JobError(
             "data.train", f"had {before.rows:,} rows when the run was begun, and now has {now.rows:,}; restore the data"
         )
+    if before.pieces != now.pieces:
+        raise JobError("data.train", "had other files or row groups when the run was begun; restore the data")
     warning = compare_fingerprints(now.fingerprint, before.fingerprint, "the run was begun on", job)
     return [warning] if warning else []
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from time import time
 from typing import Any, Final, cast
 
@@ -19,7 +20,7 @@ from coordinator.folders import Address, Folder, name_of, open_folder
 from coordinator.job import JobSpec, decisive, dump_job
 from coordinator.model_files import save_model, starting_weights, weights_digest
 from coordinator.pool import Pool
-from coordinator.preparation import Inspection, fit_encoding, inspect, make_plan, make_setup
+from coordinator.preparation import Inspection, fit_encoding, inspect, make_plan, make_setup, shuffled
 from coordinator.records import (
     CrewStatus,
     EpochDone,
@@ -176,9 +177,12 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
         return {shard: scan for answer in answers for shard, scan in cast(dict[int, Scan], answer).items()}
 
     encoding, known = fit_encoding(setup, scan)
+    setup = shuffled(job, setup, encoding)
     layout = encoding.network(job.model).layout
     updater = Updater(job.optimizer, job.model, layout, threads=len(os.sched_getaffinity(0)))
-    origin = Origin(job=decisive(job), rows=setup.plan.rows, parameters=layout.size, fingerprint=ours)
+    window = setup.plan.window
+    pieces = "" if window is None else sha256(repr(window.cuts).encode()).hexdigest()
+    origin = Origin(job=decisive(job), rows=setup.plan.rows, parameters=layout.size, fingerprint=ours, pieces=pieces)
     weights_P = starting_weights(job.model, layout, job.job.seed, job.storage)
     start, warnings = Snapshot(Progress(), updater.start(weights_P), weights_P), list[str]()
     if order.resume:

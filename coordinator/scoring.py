@@ -23,7 +23,7 @@ from worker.columns import Column, Numbers, csv_type, require_columns
 from worker.encoding import Encoding
 from worker.errors import DataError, UserError
 from worker.network import ErrorSums, decide
-from worker.shard import EVALUATION_ROWS, fill_targets
+from worker.rows import EVALUATION_ROWS, fill_targets
 from worker.sources import Source, count_rows, open_source, read_batches
 from worker.stores import DEFAULT_STORAGE, StorageSpec
 from worker.values import CALENDAR, Label, Where, read_numbers

@@ -42,6 +42,10 @@ class Target(NamedTuple):
     t_OB: Floats
     w_B: Floats | None
 
+    def slice(self, first: int, last: int) -> "Target":
+        """Return where the targets of some of the rows go."""
+        return Target(self.t_OB[:, first:last], None if self.w_B is None else self.w_B[first:last])
+
 
 @dataclass(frozen=True)
 class Run:

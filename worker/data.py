@@ -6,6 +6,7 @@ from math import isfinite
 from typing import ClassVar, Final, Literal
 
 from worker.errors import require
+from worker.memory import parse_size
 from worker.stores import check_address
 
 Scale = Literal["none", "standard", "minmax"]
@@ -63,6 +64,11 @@ class DataSpec:
         weight: column of the rows' weights, 0 or more; None weighs all alike.
         class_weights: none, or balanced: classes weigh alike, however many rows they have.
         unlabelled: what to do about rows without a label: "error" refuses them; "ignore" gives them no weight.
+        shuffle: which rows are shuffled together in each epoch: all of a shard ("full"), or those of a window ("window"), which
+            can be read as they are needed; "auto" takes windows for data that is larger than a fixed size.
+        window_rows: of a window, over all shards; None takes as many as take a fixed size.
+        memory_limit: that the rows of a worker may take, in bytes or as "400 MB"; None takes a share of the node's memory.
+            Decides what is kept in memory, and never a result.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = {"extra": "forbid"}
@@ -81,6 +87,9 @@ class DataSpec:
     weight: str | None = None
     class_weights: Literal["none", "balanced"] = "none"
     unlabelled: Literal["error", "ignore"] = "error"
+    shuffle: Literal["auto", "full", "window"] = "auto"
+    window_rows: int | None = None
+    memory_limit: int | str | None = None
 
     def __post_init__(self) -> None:
         check_address(self.train, "data.train")
@@ -95,6 +104,19 @@ class DataSpec:
         require(1 <= self.shards <= MOST_SHARDS, "data.shards", f"must be from 1 to {MOST_SHARDS:,}, got {self.shards}")
         require(bool(self.features), "data.features", "is empty; name at least one column, or leave it out for all")
         require(bool(self.label), "data.label", "is empty; name at least one column")
+        require(
+            self.window_rows is None or self.window_rows >= 1, "data.window_rows", f"must be at least 1, got {self.window_rows}"
+        )
+        require(
+            self.window_rows is None or self.shuffle != "full",
+            "data.window_rows",
+            'has no use with shuffle = "full"; leave one of them out',
+        )
+        require(
+            self.memory_limit is None or bool(self.memory_bytes),
+            "data.memory_limit",
+            f'must be a size above 0 such as "400 MB" or "2 GiB", or a number of bytes, got {self.memory_limit!r}',
+        )
         _check_values("data", self.fill, self.categories)
         for name, spec in self.columns.items():
             _check_values(f"data.columns.{name}", spec.fill, spec.categories)
@@ -106,6 +128,11 @@ class DataSpec:
     def labels(self) -> tuple[str, ...]:
         """The label's names and globs as a tuple."""
         return (self.label,) if isinstance(self.label, str) else self.label
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory limit in bytes; None where there is none."""
+        return None if self.memory_limit is None else parse_size(str(self.memory_limit))
 
 
 def _check_values(table: str, fill: float | str | None, categories: int | None) -> None:

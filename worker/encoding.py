@@ -20,8 +20,11 @@ from worker.statistics import Counts
 from worker.targets import Targets
 from worker.values import Where, not_finite
 
-BLOCK_ROWS: Final = 256
-"""Rows converted and scaled at once."""
+BLOCK_ROWS: Final = 4096
+"""Rows converted and scaled at once, at most."""
+
+BLOCK_VALUES: Final = 1 << 17
+"""Inputs converted and scaled at once, at most, unless a single row has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +73,31 @@ class Encoding:
         label = self.label
         return Network(spec, len(self.input_names), label.outputs, label.units, weighted=label.weighted)
 
+    def row_bytes(self, dtype: str) -> int:
+        """Return what the inputs and targets of a row take in memory."""
+        return len(self.input_names) * np.dtype(dtype).itemsize + self.label.room(1, dtype).nbytes
+
     def features(self, table: pa.Table, where: Where, dtype: str) -> Floats:
-        """Return the inputs (N, F).
+        """Return the inputs (N, F). Raises DataError as `fill` does."""
+        x_NF = np.empty((table.num_rows, len(self.input_names)), dtype)
+        self.fill(x_NF, table, where)
+        return x_NF
+
+    def fill(self, x_NF: Floats, table: pa.Table, where: Where) -> None:
+        """Write the inputs.
 
         Raises:
-            DataError: a value is missing where there must be one, or not a finite number in `dtype`.
+            DataError: a value is missing where there must be one, or not a finite number in the array's type.
         """
         parts = [part for given in self.inputs for part in given.parts(table, where)]
-        x_NF = np.empty((table.num_rows, sum(part.shape[1] for part in parts)), dtype)
         treatment = _Treatment(self.inputs)
         # A block at a time, so that it stays in the cache from the first pass over it to the last.
-        for first in range(0, len(x_NF), BLOCK_ROWS):
-            block_BF = x_NF[first : first + BLOCK_ROWS]
+        for first in range(0, len(x_NF), treatment.block_rows):
+            block_BF = x_NF[first : first + treatment.block_rows]
             treatment.apply(parts, slice(first, first + len(block_BF)), block_BF)
             if not np.isfinite(block_BF).all():
                 row, place = (int(index) for index in np.argwhere(~np.isfinite(block_BF))[0])
-                raise self._not_finite(table, where, first + row, place, dtype)
-        return x_NF
+                raise self._not_finite(table, where, first + row, place, x_NF.dtype.name)
 
     def _not_finite(self, table: pa.Table, where: Where, row: int, place: int, dtype: str) -> DataError:
         for given in self.inputs:
@@ -111,7 +122,8 @@ class _Treatment:
         self._scale_F = np.array([entry for given in inputs for entry in given.scales])
         self._fills = not np.isnan(self._fill_F).all()
         self._scales = bool(self._shift_F.any() or (self._scale_F != 1.0).any())
-        self._scratch_BF = np.empty((BLOCK_ROWS if self._fills or self._scales else 0, len(self._fill_F)))
+        self.block_rows = max(1, min(BLOCK_ROWS, BLOCK_VALUES // len(self._fill_F)))
+        self._scratch_BF = np.empty((self.block_rows if self._fills or self._scales else 0, len(self._fill_F)))
 
     def apply(self, parts: list[Sliceable], rows: slice, out_BF: Floats) -> None:
         """Write some rows of all parts, treated, side by side."""

@@ -8,11 +8,11 @@ from itertools import pairwise
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
 
-from worker.arrays import Floats, Integers
+from worker.arrays import Floats
 from worker.batch import CACHED_SHAPES, Batch
 from worker.encoding import Encoding
+from worker.memory import memory_limit
 from worker.messages import (
     Answer,
     ComputeGradients,
@@ -29,8 +29,10 @@ from worker.messages import (
     Task,
 )
 from worker.network import ErrorSums, GradientSum
+from worker.reading import Placed, ShardData, read_shards
+from worker.rows import copy
 from worker.scan import scan_rows
-from worker.shard import EVALUATION_ROWS, Shard, gather, make_shard, read_shards, split_of
+from worker.shard import Shards
 from worker.sources import count_rows
 from worker.streams import Purpose, stream
 from worker.tree import Additions, Node, additions, children, cover, first_member, members, tree_sum
@@ -39,12 +41,23 @@ BATCH_BYTES: Final = 32 << 20
 """Slices are worked on together as far as their rows' buffers fit into so much, or into what the parameters take."""
 
 
+TABLE_BYTES: Final = 128 << 20
+"""Rows that were scanned are kept as they are in the files, so that they need not be read again, as long as all of them take no
+more than this, or than the memory limit."""
+
+
 class Worker:
     """Answers one task at a time, from whatever thread. Arrays in an answer stay valid until a task of the next round."""
 
-    def __init__(self) -> None:
-        """Hold nothing yet."""
-        self._tables: dict[int, pa.Table] = {}
+    def __init__(self, share: float = 1.0) -> None:
+        """Hold nothing yet.
+
+        Args:
+            share: of what the workers of a node may take of its memory.
+        """
+        self._share = share
+        self._tables: dict[int, list[Placed]] = {}
+        self._table_bytes = 0
         self._held: _Held | None = None
         self._busy = threading.Lock()
 
@@ -80,7 +93,7 @@ class Worker:
     def anticipate(self, task: ComputeGradients) -> None:
         """Use the time until the next task to prepare for the round after this one."""
         with self._busy:
-            if self._held is not None and self._held.shards.keys() >= set(task.shards):
+            if self._held is not None and self._held.shards.held.keys() >= set(task.shards):
                 self._held.anticipate(task)
 
     def count(self, task: CountRows) -> RowCounts:
@@ -88,32 +101,38 @@ class Worker:
         return {file.path: count_rows(file, task.storage, task.doubtful) for file in task.files}
 
     def scan(self, task: ScanShards) -> Scans:
-        """Read the shards, keep them for a while, and return what the encoding must know of them."""
+        """Read the shards, and return what the encoding must know of them."""
         setup = task.setup
-        self._tables |= read_shards(setup, task.shards)
+        most = min(TABLE_BYTES, memory_limit(setup.memory_limit, self._share))
         scans: Scans = {}
-        for shard in task.shards:
-            start, _ = setup.plan.shard_range(shard)
-            training, _ = setup.plan.split(shard)
+        for shard, pieces in read_shards(setup, task.shards):
+            data = ShardData(setup, shard, "train")
 
-            def where(row: int, start: int = start, training: Integers = training) -> str:
-                return setup.train.where(start + int(training[row]))
+            def where(row: int, data: ShardData = data) -> str:
+                return data.where(data.holdout.training_position(row))
 
-            table = self._tables[shard]
-            rows = table if len(training) == table.num_rows else table.take(training)
-            scans[shard] = scan_rows([rows], setup.columns, setup.model, where)
+            tables = (data.only(piece).table for piece in self._remember(shard, pieces, most))
+            scans[shard] = scan_rows(tables, setup.columns, setup.model, where)
         return scans
 
+    def _remember(self, shard: int, pieces: Iterator[Placed], most: int) -> Iterator[Placed]:
+        """Yield a shard's rows, and keep them for a while unless all that is kept would exceed so many bytes."""
+        self._tables[shard] = []
+        for piece in pieces:
+            self._table_bytes += piece.table.nbytes
+            if self._table_bytes > most:
+                self._tables.clear()
+            if shard in self._tables:
+                self._tables[shard].append(piece)
+            yield piece
+
     def _prepare(self, task: PrepareShards) -> None:
-        setup, held = task.setup, self._held or _Held(task.setup, task.encoding)
-        lacking = [shard for shard in task.shards if shard not in held.shards]
-        tables = {shard: self._tables.pop(shard) for shard in lacking if shard in self._tables}
-        tables |= read_shards(setup, [shard for shard in lacking if shard not in tables])
-        validation = read_shards(setup, lacking, "validation") if setup.validation is not None else {}
-        made = {shard: make_shard(setup, shard, tables[shard], validation.get(shard), task.encoding) for shard in lacking}
-        held.shards = {shard: made[shard] if shard in made else held.shards[shard] for shard in task.shards}
-        self._held = held
+        setup = task.setup
+        if self._held is None:
+            self._held = _Held(setup, task.encoding, memory_limit(setup.memory_limit, self._share))
+        self._held.shards.hold(task.shards, self._tables)
         self._tables.clear()
+        self._table_bytes = 0
 
 
 @dataclass(frozen=True)
@@ -137,18 +156,19 @@ Groups = dict[Node, dict[Node, _Group]]
 
 @dataclass(frozen=True, eq=False)
 class _RoundPlan:
-    """What a task of a round comes to. `rows` are those of each shard, by their place in its training rows."""
+    """What a task of a round comes to. `places` are those that each shard's rows have in the order of the epoch."""
 
     task: ComputeGradients
+    epoch: int
     nodes: Groups
-    rows: dict[int, Integers]
+    places: dict[int, tuple[int, int]]
 
 
 class _Held:
     """The shards that a worker holds, with the network and buffers to work on them."""
 
-    def __init__(self, setup: Setup, encoding: Encoding) -> None:
-        self.shards: dict[int, Shard] = {}
+    def __init__(self, setup: Setup, encoding: Encoding, limit: int) -> None:
+        self.shards = Shards(setup, encoding, limit)
         self._plan = setup.plan
         self._network = encoding.network(setup.model)
         self._dropout = setup.model.dropout > 0
@@ -157,7 +177,6 @@ class _Held:
         self._free: list[Floats] = []
         self._lent: list[Floats] = []
         self._round = -1
-        self._orders: dict[int, tuple[int, Integers]] = {}
         self._groups_of: dict[tuple[int, ...], Groups] = {}
         self._anticipated: _RoundPlan | None = None
         self._gathered: tuple[_RoundPlan, _Group] | None = None
@@ -193,11 +212,8 @@ class _Held:
 
     def _plan_round(self, task: ComputeGradients) -> _RoundPlan:
         epoch, round_in_epoch = divmod(task.round, self._plan.rounds_per_epoch)
-        rows: dict[int, Integers] = {}
-        for shard in task.shards:
-            first, last = self._plan.slice_range(round_in_epoch, shard)
-            rows[shard] = self._order(epoch, shard)[first:last]
-        sizes = {shard: len(chosen) for shard, chosen in rows.items()}
+        places = {shard: self._plan.slice_range(round_in_epoch, shard) for shard in task.shards}
+        sizes = {shard: last - first for shard, (first, last) in places.items()}
         # Slices differ by one row from round to round, so there are only a few combinations of sizes.
         key = (*task.shards, *sizes.values())
         nodes = self._groups_of.get(key)
@@ -206,7 +222,7 @@ class _Held:
                 self._groups_of.clear()
             nodes = {node: dict(self._groups(node, sizes)) for node in _cover(task.shards, self._plan.shards)}
             self._groups_of[key] = nodes
-        return _RoundPlan(task, nodes, rows)
+        return _RoundPlan(task, epoch, nodes, places)
 
     def _groups(self, node: Node, sizes: dict[int, int]) -> Iterator[tuple[Node, _Group]]:
         """Yield the largest groups from `node` down whose slices fit into the buffers together, with their nodes."""
@@ -246,18 +262,11 @@ class _Held:
     def _gather(self, plan: _RoundPlan, group: _Group) -> Batch:
         batch = self._network.batch(group.sizes)
         if self._gathered != (plan, group):
+            self._gathered = None  # should a row turn out not to be readable
             for shard, (first, last), target in zip(group.shards, pairwise(batch.bounds), batch.targets, strict=True):
-                gather(self.shards[shard].training, plan.rows[shard], batch.x_RI[first:last], target)
+                self.shards.held[shard].training.gather(plan.epoch, *plan.places[shard], batch.x_RI[first:last], target)
             self._gathered = plan, group
         return batch
-
-    def _order(self, epoch: int, number: int) -> Integers:
-        known = self._orders.get(number)
-        if known is None or known[0] != epoch:
-            shard = self.shards[number]
-            known = epoch, shard.training_order[self._plan.permutation(epoch, number)]
-            self._orders[number] = known
-        return known[1]
 
     def _spare(self, weights_P: Floats) -> Floats:
         return self._free.pop() if self._free else np.empty_like(weights_P)
@@ -275,12 +284,11 @@ class _Held:
         return GradientSum(left.gradient_P, left.errors + right.errors)
 
     def _errors(self, split: Split, number: int, weights_P: Floats) -> ErrorSums | None:
-        rows, order = split_of(self.shards[number], split)
+        shard = self.shards.held[number]
         sums: ErrorSums | None = None
-        for first in range(0, len(order), EVALUATION_ROWS):
-            chosen_B = order[first : first + EVALUATION_ROWS]
-            batch = self._network.batch((len(chosen_B),))
-            gather(rows, chosen_B, batch.x_RI, batch.targets[0])
+        for rows in (shard.training if split == "train" else shard.validation).evaluated():
+            batch = self._network.batch((len(rows),))
+            copy(rows, batch.x_RI, batch.targets[0])
             part = self._network.errors_of(weights_P, batch)
             sums = part if sums is None else sums + part
         return sums

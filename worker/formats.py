@@ -27,15 +27,28 @@ SUFFIXES: Final[Mapping[str, Format]] = {
 }
 
 BATCH_ROWS: Final = 65536
-"""Rows read at once."""
+"""Rows read at once, at most."""
+
+BATCH_VALUES: Final = 1 << 20
+"""Values of Parquet decoded at once, about: what is decoded stays small, however many columns there are."""
+
+BATCH_UNIT: Final = 1024
+"""Rows of which these are whole multiples."""
+
+BUFFERED_BYTES: Final = 16 << 20
+"""Of a local Parquet file read at once, over all columns: a worker reads several shards at a time."""
 
 GROUP_BYTES: Final = 128 << 20
-"""Row groups of more are read a buffer at a time, else the needed columns of one at once."""
+"""Row groups of a store of more are read a buffer at a time, else the needed columns of one at once."""
 
 LEAST_BUFFER: Final = 64 << 10
 
 STREAM_BYTES: Final = 8 << 20
 """Asked of a store at once where a file is read from its beginning."""
+
+
+Metadata = tuple[pa.Schema, int | None, tuple[int, ...]]
+"""Schema, rows, and rows of each group."""
 
 
 def format_of(path: str) -> Format | None:
@@ -59,11 +72,14 @@ def _open(place: Place, form: Format) -> pa.NativeFile:
     return pa.memory_map(place.path) if mapped else place.filesystem.open_input_file(place.path)
 
 
-def read_metadata(handle: pa.NativeFile, form: Format, address: str) -> tuple[pa.Schema, int | None]:
-    """Return names and types of a file's columns, and its rows; None for CSV, which has no count, and whose types are guesses."""
-    schema, rows = _METADATA[form](handle, address)
+def read_metadata(handle: pa.NativeFile, form: Format, address: str) -> Metadata:
+    """Return names and types of a file's columns, its rows, and those of its row groups.
+
+    Of CSV, the types are guesses, and there is no count, but None. Only Parquet has groups.
+    """
+    schema, rows, groups = _METADATA[form](handle, address)
     # Whether a column may hold nulls says nothing yet, and differs from file to file.
-    return pa.schema([(field.name, field.type) for field in schema]), rows
+    return pa.schema([(field.name, field.type) for field in schema]), rows, groups
 
 
 def read_range(
@@ -113,40 +129,60 @@ def _holds(values: pa.Array, guess: pa.DataType) -> bool:
     return True
 
 
-def _parquet_metadata(handle: pa.NativeFile, _: str) -> tuple[pa.Schema, int | None]:
+def _parquet_metadata(handle: pa.NativeFile, _: str) -> Metadata:
     with pq.ParquetFile(handle) as file:
-        return file.schema_arrow, file.metadata.num_rows
+        return file.schema_arrow, file.metadata.num_rows, _group_sizes(file.metadata)
 
 
-def _arrow_metadata(handle: pa.NativeFile, _: str) -> tuple[pa.Schema, int | None]:
+def _group_sizes(metadata: pq.FileMetaData) -> tuple[int, ...]:
+    return tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+
+
+def _arrow_metadata(handle: pa.NativeFile, _: str) -> Metadata:
     fragment = pa_dataset.IpcFileFormat().make_fragment(handle)
-    return fragment.physical_schema, fragment.count_rows()
+    return fragment.physical_schema, fragment.count_rows(), ()
 
 
-def _csv_metadata(handle: pa.NativeFile, address: str) -> tuple[pa.Schema, int | None]:
+def _csv_metadata(handle: pa.NativeFile, address: str) -> Metadata:
     with _open_csv(handle, address, {}) as reader:
-        return reader.schema, None
+        return reader.schema, None, ()
 
 
 _Placed = Iterator[tuple[int, pa.RecordBatch]]
 
 
-def _read_parquet(handle: pa.NativeFile, _address: str, first: int, last: int, columns: list[str], _: pa.Schema) -> _Placed:
+def _read_parquet(handle: pa.NativeFile, address: str, first: int, last: int, columns: list[str], _: pa.Schema) -> _Placed:
     metadata = pq.read_metadata(handle)
-    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    sizes = _group_sizes(metadata)
     starts = list(accumulate(sizes, initial=0))
     groups = [group for group, size in enumerate(sizes) if starts[group] < last and starts[group] + size > first]
     largest = max((metadata.row_group(group).total_byte_size for group in groups), default=0)
-    options: dict[str, Any] = {"pre_buffer": True}  # asks a store for a group's columns in few large requests
-    if largest > GROUP_BYTES:
-        options = {"pre_buffer": False, "buffer_size": max(LEAST_BUFFER, min(STREAM_BYTES, GROUP_BYTES // metadata.num_columns))}
+    # A store is asked for a group's columns in few large requests. Local files are not mapped: what is decoded has to be copied
+    # anyway, and pages of the file would count as this process's memory.
+    options: dict[str, Any] = {"pre_buffer": False, "buffer_size": _buffer_bytes(BUFFERED_BYTES, 1 << 20, len(columns))}
+    if is_remote(address):
+        options = {"pre_buffer": True}
+        if largest > GROUP_BYTES:
+            options = {"pre_buffer": False, "buffer_size": _buffer_bytes(GROUP_BYTES, STREAM_BYTES, metadata.num_columns)}
     with pq.ParquetFile(handle, metadata=metadata, **options) as file:
+        batch_rows = _batch_rows(file.schema_arrow, columns)
         for group in groups:  # one after the other, since what is buffered before is all that is asked for
             place = starts[group]
             # Decoded in one thread: the workers are the parallelism.
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+            for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False):
                 yield place, batch
                 place += batch.num_rows
+
+
+def _buffer_bytes(all_columns: int, most: int, columns: int) -> int:
+    """Return the size of a column's buffer."""
+    return max(LEAST_BUFFER, min(most, all_columns // max(1, columns)))
+
+
+def _batch_rows(schema: pa.Schema, columns: list[str]) -> int:
+    types = [field.type for field in schema if field.name in columns]
+    values = sum(arrow.list_size if pa.types.is_fixed_size_list(arrow) else 1 for arrow in types)
+    return min(BATCH_ROWS, max(1, BATCH_VALUES // max(1, values) // BATCH_UNIT) * BATCH_UNIT)
 
 
 def _read_arrow(handle: pa.NativeFile, address: str, first: int, last: int, columns: list[str], _: pa.Schema) -> _Placed:
@@ -155,13 +191,14 @@ def _read_arrow(handle: pa.NativeFile, address: str, first: int, last: int, colu
         # Of memory that is mapped, this would copy a whole batch's columns; without, only what is looked at is read.
         needed = [found for name in columns if (found := file.schema.get_field_index(name)) >= 0]
         file = pa.ipc.open_file(handle, options=pa.ipc.IpcReadOptions(included_fields=needed))
+    rows = _batch_rows(file.schema, columns)
     for number in range(file.num_record_batches):
         if place >= last:
             break
         batch = file.get_batch(number)
         begin, end = max(first - place, 0), min(last - place, batch.num_rows)
-        for start in range(begin, end, BATCH_ROWS):
-            piece = batch.slice(start, min(BATCH_ROWS, end - start))
+        for start in range(begin, end, rows):
+            piece = batch.slice(start, min(rows, end - start))
             names = [name for name in columns if piece.schema.get_field_index(name) >= 0]
             # Copied, for the file may change under memory that is mapped, and a slice would keep all of its batch.
             copies = [pa.concat_arrays([piece.column(name)]) for name in names]
@@ -192,7 +229,7 @@ def _open_csv(
     )
 
 
-_METADATA: Final[Mapping[Format, Callable[[pa.NativeFile, str], tuple[pa.Schema, int | None]]]] = {
+_METADATA: Final[Mapping[Format, Callable[[pa.NativeFile, str], Metadata]]] = {
     "Parquet": _parquet_metadata,
     "Arrow IPC": _arrow_metadata,
     "CSV": _csv_metadata,

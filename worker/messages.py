@@ -1,7 +1,7 @@
 """What a worker is asked and what it answers: frozen, picklable, and silent about who asks."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import pyarrow as pa
 
@@ -16,6 +16,7 @@ from worker.stores import StorageSpec
 from worker.tree import Node
 
 Split = Literal["train", "validation"]
+SPLITS: Final[tuple[Split, ...]] = ("train", "validation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Setup:
         plan: the rows of `train` over shards and rounds.
         train: the training dataset, with rows that `plan` may hold out.
         validation: a validation dataset of its own, cut into as many shards; None where there is none.
+        memory_limit: bytes that the rows of a worker may take; None takes a share of the node's memory.
     """
 
     model: ModelSpec
@@ -35,6 +37,7 @@ class Setup:
     plan: ShardPlan
     train: Source
     validation: Source | None
+    memory_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class ScanShards:
 
 @dataclass(frozen=True)
 class PrepareShards:
-    """Hold these shards, encoded, ready for rounds; let go of any other. Answer: nothing."""
+    """Hold these shards, ready for rounds; let go of any other. Answer: nothing."""
 
     setup: Setup
     shards: tuple[int, ...]

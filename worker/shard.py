@@ -1,127 +1,160 @@
-"""One shard held in memory: its rows as arrays, and how chosen ones get to where a network reads them."""
+"""The shards that a worker holds: kept in memory as far as its limit allows, the others streamed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
 
-from worker.arrays import AnyArray, Floats, Integers
+from worker.arrays import Floats, Integers
 from worker.batch import Target
 from worker.encoding import Encoding
-from worker.messages import Setup, Split
-from worker.sharding import shard_ranges
-from worker.sources import Source, read_rows
+from worker.memory import Need, choose_kept
+from worker.messages import SPLITS, Setup, Split
+from worker.order import ShardOrder
+from worker.reading import Placed, ShardData, read_shards
+from worker.rows import Rows, gather, pieces
+from worker.sharding import ShardPlan
+from worker.streaming import RowReader, StreamedShard, streamed_bytes
 
-EVALUATION_ROWS: Final = 1024
-"""Rows evaluated at once. Fixed, since the shapes that BLAS sees must never depend on the workers."""
+ORDER_BYTES: Final = 8
+"""Of a training row that is kept: its place in the order of an epoch."""
+
+
+class KeptShard:
+    """A shard's training rows in memory."""
+
+    def __init__(self, rows: Rows, order: ShardOrder) -> None:
+        """Take the rows."""
+        self._rows, self._order = rows, order
+        self._window = -1, -1
+        self._ranks: Integers = np.arange(0)
+
+    def gather(self, epoch: int, first: int, last: int, x_BI: Floats, target: Target) -> None:
+        """Copy the rows at places first..last-1 of the epoch's order to where a network reads them."""
+        done = 0
+        for window, begin, end in self._order.parts(first, last):
+            if self._window != (epoch, window):
+                self._ranks = self._order.ranks(epoch, window)
+                self._window = epoch, window
+            stop = done + end - begin
+            gather(self._rows, self._ranks[begin:end], x_BI[done:stop], target.slice(done, stop))
+            done = stop
+
+    def evaluated(self) -> Iterator[Rows]:
+        """Yield the rows in their order, in pieces as they are to be evaluated."""
+        return pieces(self._rows)
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Encoded rows. `targets` is as `Encoding.targets` returns it."""
+class KeptRows:
+    """Rows to validate on in memory."""
 
-    features_NF: Floats
-    targets: AnyArray
+    rows: Rows
 
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.features_NF)
+    def evaluated(self) -> Iterator[Rows]:
+        """Yield the rows in their order, in pieces as they are to be evaluated."""
+        return pieces(self.rows)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The rows of one shard: those to train on, and those to validate on, by their place in `rows`."""
+    """One shard: its rows to train on, and those to validate on."""
 
-    number: int
-    training: Rows
-    training_order: Integers
-    validation: Rows
-    validation_order: Integers
+    training: KeptShard | StreamedShard
+    validation: KeptRows | RowReader
+
+    @property
+    def kept(self) -> frozenset[Split]:
+        """The splits whose rows are in memory."""
+        found: dict[Split, bool] = {
+            "train": isinstance(self.training, KeptShard),
+            "validation": isinstance(self.validation, KeptRows),
+        }
+        return frozenset(split for split, there in found.items() if there)
 
 
-def read_shards(setup: Setup, shards: Iterable[int], split: Split = "train") -> dict[int, pa.Table]:
-    """Read shards of the training dataset, or of the validation dataset where that is one of its own.
+class Shards:
+    """The shards of a worker.
 
-    Neighbours are read in one go, so that a row group that they share is decoded once.
+    Attributes:
+        held: they, by number.
     """
-    source = setup.train if split == "train" or setup.validation is None else setup.validation
-    ranges = shard_ranges(source.rows, setup.plan.shards)
-    tables: dict[int, pa.Table] = {}
-    for run in consecutive(shards):
-        start = ranges[run[0]][0]
-        table = read_rows(source, start, ranges[run[-1]][1], setup.columns.needed)
-        tables |= {shard: table.slice(ranges[shard][0] - start, ranges[shard][1] - ranges[shard][0]) for shard in run}
-    return tables
+
+    def __init__(self, setup: Setup, encoding: Encoding, limit: int) -> None:
+        """Hold none yet, and later as many bytes of rows in memory as the limit allows."""
+        self._setup, self._encoding, self._limit = setup, encoding, limit
+        self._thread = ThreadPoolExecutor(1, "isograd-reader")
+        self.held: dict[int, Shard] = {}
+
+    def hold(self, numbers: Iterable[int], tables: dict[int, list[Placed]]) -> None:
+        """Hold these shards and let go of all others.
+
+        Args:
+            numbers: of the shards.
+            tables: the rows in the training dataset of those that have been read already; they are taken out.
+
+        Raises:
+            DataError: rows can't be read or encoded.
+        """
+        # Those that are there already come first: they need not be read again.
+        kept = self._choose(sorted(numbers, key=lambda number: (number not in self.held, number)))
+        self.held = {number: shard for number, shard in self.held.items() if kept.get(number) == shard.kept}
+        lacking = {number: splits for number, splits in sorted(kept.items()) if number not in self.held}
+        rows = self._read(lacking, tables)
+        for number in lacking:
+            self.held[number] = self._make(number, rows.get((number, "train")), rows.get((number, "validation")))
+
+    def _choose(self, numbers: Sequence[int]) -> dict[int, frozenset[Split]]:
+        """Return the splits of each shard that are to be kept: rows to train on before those to validate on."""
+        plan, row_bytes = self._setup.plan, self._encoding.row_bytes(self._setup.model.dtype)
+        needs = {number: training_need(plan, number, row_bytes) for number in numbers}
+        training, left = choose_kept(needs, self._limit)
+        rows = {number: ShardData(self._setup, number, "validation").split_rows for number in numbers}
+        validation, _ = choose_kept({number: Need(rows[number] * row_bytes, 0) for number in numbers}, left)
+        kept: dict[Split, set[int]] = {"train": training, "validation": validation}
+        return {number: frozenset(split for split in SPLITS if number in kept[split]) for number in numbers}
+
+    def _read(self, kept: Mapping[int, frozenset[Split]], tables: dict[int, list[Placed]]) -> dict[tuple[int, Split], Rows]:
+        """Return the rows of all splits of all shards that are to be kept, both splits of one dataset being read in one go."""
+        found: dict[tuple[int, Split], Rows] = {}
+        together: list[tuple[Split, ...]] = [SPLITS] if self._setup.validation is None else [("train",), ("validation",)]
+        for splits in together:
+            wanted = [number for number in kept if not kept[number].isdisjoint(splits)]
+            there = [number for number in wanted if splits[0] == "train" and number in tables]
+            read = read_shards(self._setup, [number for number in wanted if number not in there], splits[0])
+            for number, placed in chain(((number, tables.pop(number)) for number in there), read):
+                readers = {split: self._reader(number, split) for split in splits if split in kept[number]}
+                found |= {(number, split): rows for split, rows in _fill(readers, placed).items()}
+        return found
+
+    def _make(self, number: int, training: Rows | None, validation: Rows | None) -> Shard:
+        order = ShardOrder(self._setup.plan, number)
+        return Shard(
+            KeptShard(training, order) if training is not None else StreamedShard(self._reader(number, "train"), order),
+            KeptRows(validation) if validation is not None else self._reader(number, "validation"),
+        )
+
+    def _reader(self, number: int, split: Split) -> RowReader:
+        return RowReader(ShardData(self._setup, number, split), self._encoding, self._setup.model.dtype, self._thread)
 
 
-def consecutive(numbers: Iterable[int]) -> list[list[int]]:
-    """Return the numbers in runs without a gap."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return runs
+def training_need(plan: ShardPlan, number: int, row_bytes: int) -> Need:
+    """Return what the training rows of a shard take in memory."""
+    order = ShardOrder(plan, number)
+    return Need(order.rows * (row_bytes + ORDER_BYTES), streamed_bytes(order, row_bytes), must=plan.window is None)
 
 
-def make_shard(setup: Setup, number: int, table: pa.Table, validation: pa.Table | None, encoding: Encoding) -> Shard:
-    """Encode a shard that was read. Raises DataError for rows that can't be encoded.
-
-    Args:
-        setup: the run.
-        number: of the shard.
-        table: its rows of the training dataset.
-        validation: its rows of the validation dataset; None where there is none of its own.
-        encoding: how rows become arrays.
-    """
-    training, held_out = setup.plan.split(number)
-    rows = _encode(setup, setup.train, number, table, encoding)
-    if setup.validation is None or validation is None:
-        return Shard(number, rows, training, rows, held_out)
-    validation_rows = _encode(setup, setup.validation, number, validation, encoding)
-    return Shard(number, rows, training, validation_rows, np.arange(len(validation_rows)))
-
-
-def _encode(setup: Setup, source: Source, number: int, table: pa.Table, encoding: Encoding) -> Rows:
-    start, _ = shard_ranges(source.rows, setup.plan.shards)[number]
-
-    def where(row: int) -> str:
-        return source.where(start + row)
-
-    dtype = setup.model.dtype
-    return Rows(encoding.features(table, where, dtype), encoding.targets(table, where, dtype))
-
-
-def gather(shard: Rows, chosen_B: Integers, x_BI: Floats, target: Target) -> None:
-    """Copy the inputs and targets of the chosen rows to where a network reads them."""
-    # mode="clip" lets numpy write straight into `out`; the places are known to be inside.
-    shard.features_NF.take(chosen_B, axis=0, out=x_BI, mode="clip")
-    fill_targets(shard.targets[chosen_B], target)
-
-
-def fill_targets(targets: AnyArray, target: Target) -> None:
-    """Write targets of rows as outputs: values as they are, a single output's class as 0 or 1, else one 1 a row.
-
-    Weights go with them, where rows have any.
-    """
-    t_OB = target.t_OB
-    if target.w_B is not None:
-        target.w_B[...] = targets["weight"]
-        targets = targets["target"]
-    if targets.ndim == 2:
-        t_OB[...] = targets.T
-    elif len(t_OB) == 1:
-        t_OB[0] = targets
-    else:
-        t_OB.fill(0.0)
-        t_OB[targets, np.arange(len(targets))] = 1.0
-
-
-def split_of(shard: Shard, split: Split) -> tuple[Rows, Integers]:
-    """Return a split's rows and which of them belong to it."""
-    if split == "train":
-        return shard.training, shard.training_order
-    return shard.validation, shard.validation_order
+def _fill(readers: Mapping[Split, RowReader], pieces: Iterable[Placed]) -> dict[Split, Rows]:
+    """Return the rows of some splits, out of all rows of a shard."""
+    rows = {split: reader.room(reader.data.split_rows) for split, reader in readers.items()}
+    done = dict.fromkeys(readers, 0)
+    for piece in pieces:
+        for split, reader in readers.items():
+            chosen, first = reader.data.only(piece), done[split]
+            if len(chosen):
+                done[split] += len(chosen)
+                reader.data.encode(chosen, reader.encoding, rows[split].slice(first, done[split]))
+    return rows

@@ -5,8 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from worker.arrays import Integers
-from worker.streams import Purpose, stream
+from worker.holdout import Holdout, draw
 
 
 def part_sizes(rows: int, parts: int) -> list[int]:
@@ -21,6 +20,19 @@ def shard_ranges(rows: int, shards: int) -> list[tuple[int, int]]:
     return list(pairwise(stops))
 
 
+@dataclass(frozen=True)
+class Window:
+    """How rows are shuffled that may not fit into memory; see `worker/order.py`.
+
+    Attributes:
+        rows: of a shard that are shuffled together.
+        cuts: ascending positions in the dataset at which pieces begin that can be read by themselves.
+    """
+
+    rows: int
+    cuts: tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
     """The rows of a training dataset laid out over shards, rounds and epochs.
@@ -31,6 +43,7 @@ class ShardPlan:
         shards: number of shards, S. The number of workers appears nowhere.
         batch_size: rows of a global batch, at most.
         seed: the job's seed.
+        window: how rows are shuffled; None shuffles all of a shard together.
     """
 
     rows: int
@@ -38,6 +51,7 @@ class ShardPlan:
     shards: int
     batch_size: int
     seed: int
+    window: Window | None = None
 
     @property
     def training_rows(self) -> int:
@@ -57,33 +71,20 @@ class ShardPlan:
         """Return how many rows of the shard are trained on; equal over shards to within one."""
         return part_sizes(self.training_rows, self.shards)[shard]
 
-    def split(self, shard: int) -> tuple[Integers, Integers]:
-        """Return the shard's (training, validation) rows as ascending positions within the shard.
-
-        Which rows are held out is drawn from (seed, shard).
-        """
+    def holdout(self, shard: int) -> Holdout:
+        """Return which of the shard's rows are held out for validation."""
         start, stop = self.shard_range(shard)
-        rows = stop - start
-        training = self.shard_training_rows(shard)
-        if training == rows:
-            return np.arange(rows), np.arange(0)
-        order = stream(self.seed, Purpose.VALIDATION_ROWS, shard).permutation(rows)
-        return np.sort(order[:training]), np.sort(order[training:])
+        return draw(self.seed, shard, stop - start, stop - start - self.shard_training_rows(shard))
 
     def rows_before(self, rounds: int) -> int:
         """Return how many rows the first `rounds` rounds of a run use, each epoch's counted anew."""
         epochs, rest = divmod(rounds, self.rounds_per_epoch)
         return epochs * self.training_rows + rest * self.training_rows // self.rounds_per_epoch
 
-    def permutation(self, epoch: int, shard: int) -> Integers:
-        """Return the order in which the shard's training rows are used in this epoch (0-based)."""
-        rows = self.shard_training_rows(shard)
-        return stream(self.seed, Purpose.PERMUTATION, epoch, shard).permutation(rows)
-
     def slice_range(self, round_in_epoch: int, shard: int) -> tuple[int, int]:
-        """Return the half-open range of the shard's permutation that this round uses.
+        """Return the half-open range of places in the shard's order that this round uses.
 
-        Row j of shard s's permutation has place j·S + s, and round t takes the places from floor(t·N/T) to
+        Row j of shard s's order has place j·S + s, and round t takes the places from floor(t·N/T) to
         floor((t+1)·N/T), so each row is used exactly once an epoch and rounds differ by at most one row.
         """
         # Asked for every slice, so each property only once.

@@ -50,6 +50,7 @@ class SourceFile:
         rows: that it has; None until somebody has counted them (CSV has no count to read).
         version: when it was found.
         partitions: columns that its folders' names make up.
+        groups: rows of each of its parts that can be read by itself, as far as it has such parts.
     """
 
     path: str
@@ -57,6 +58,7 @@ class SourceFile:
     rows: int | None
     version: Version | None = None
     partitions: tuple[Partition, ...] = ()
+    groups: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,12 @@ class Source:
         counts = [file.rows for file in self.files if file.rows is not None]
         assert len(counts) == len(self.files), "count the rows first"
         return counts
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Ascending positions, 0 left out, at which a file or a part of it begins that can be read by itself."""
+        groups = [group for file, rows in zip(self.files, self.counts, strict=True) for group in file.groups or (rows,)]
+        return tuple(sorted({place for place in accumulate(groups) if place < self.rows}))
 
     @property
     def guessed(self) -> bool:
@@ -249,8 +257,8 @@ def _metadata_of(found: Found) -> tuple[SourceFile, pa.Schema]:
     assert form is not None
     with opened(place, form) as handle:
         version = _version(place, handle)
-        schema, rows = read_metadata(handle, form, place.address)
-    return SourceFile(place.address, form, rows, version), schema
+        schema, rows, groups = read_metadata(handle, form, place.address)
+    return SourceFile(place.address, form, rows, version, groups=groups), schema
 
 
 def _same_schema(first: pa.Schema | None, other: pa.Schema, first_path: str, file: SourceFile, *, guessed: bool) -> pa.Schema:

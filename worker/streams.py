@@ -12,12 +12,14 @@ class Purpose(IntEnum):
     VALIDATION_ROWS = 2
     PERMUTATION = 3
     DROPOUT = 4
+    PIECES = 5
 
 
-def stream(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
-    """Return the generator that belongs to (seed, purpose, indices).
+def stream(seed: int, purpose: Purpose, *indices: int, part: int = 0) -> np.random.Generator:
+    """Return the generator that belongs to (seed, purpose, indices), or to a part of what it is drawn for.
 
     The bits come from Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11),
-    keyed through numpy's SeedSequence.
+    keyed through numpy's SeedSequence. Each part begins 2^128 draws after the one before.
     """
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(purpose, *indices))))
+    bits = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(purpose, *indices)))
+    return np.random.Generator(bits.jumped(part) if part else bits)

@@ -96,6 +96,19 @@ def test_a_worker_killed_while_it_computes_costs_its_slices_only(small_job: Jobs
     assert 1 <= summary.slices_recomputed <= -(-6 // workers)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_rows_that_are_streamed_give_the_bits_of_rows_in_memory_though_a_worker_is_killed(
+    small_job: Jobs, tmp_path: Path, workers: int
+) -> None:
+    windows: dict[str, object] = {"data.shuffle": "window", "data.window_rows": 60}
+    calm = digest_without_faults(small_job(windows), tmp_path / "calm")
+    job = small_job(windows | {"data.memory_limit": "3.5 kB", "workers.count": workers})  # room for two windows of each shard
+    order = Order(job, tmp_path / "run", time())
+    summary = summary_of(list(follow(order, lambda: False, kill_in_round=5)))
+    check(summary, calm)
+    assert summary.worker_failures == 1
+
+
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_coordinator_that_is_killed_goes_on_from_its_checkpoint(
     small_job: Jobs, tmp_path: Path, store: Any, stored: bool

@@ -78,13 +78,20 @@ RunJob = Callable[..., tuple[list[Any], Summary]]
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_digest_and_ledger_survive_chaos(blobs_job: Document, run_job: RunJob, workers: int, seed: int) -> None:
+@pytest.mark.parametrize("memory_limit", [None, 2000], ids=["in memory", "streamed"])
+def test_digest_and_ledger_survive_chaos(
+    blobs_job: Document, run_job: RunJob, workers: int, seed: int, memory_limit: int | None
+) -> None:
     blobs_job["data"]["validation"] = 0.2
+    if memory_limit is not None:
+        blobs_job["data"] |= {"shuffle": "window", "window_rows": 20}
     blobs_job["data"]["scale"] = "standard"
     blobs_job["model"]["dropout"] = 0.2
     blobs_job["training"]["epochs"] = 40
     calm_events, calm = run_job(blobs_job)
     pool = ChaosPool(seed, rate=0.03, most=workers)
+    if memory_limit is not None:
+        blobs_job["data"]["memory_limit"] = memory_limit
     events, summary = run_job(blobs_job, {"workers.count": workers}, pool=pool)
     assert summary.weights_digest == calm.weights_digest
     assert summary.rows_trained == summary.rows_expected == calm.rows_trained

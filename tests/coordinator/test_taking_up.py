@@ -7,6 +7,7 @@ from pathlib import Path
 from time import time
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import tomli_w
 
@@ -89,6 +90,28 @@ def test_interrupted_after_any_round(job: Document, tmp_path: Path) -> None:
         same(tmp_path, whole, summary_of(go(tmp_path, job, name, resume=True, workers__count=1 + rounds % 4)))
 
 
+def test_interrupted_after_any_round_while_rows_are_streamed(job: Document, tmp_path: Path) -> None:
+    job["data"] |= {"shuffle": "window", "window_rows": 25}
+    whole = summary_of(go(tmp_path, job, "whole"))
+    for rounds in range(12):
+        name = f"cut-{rounds}"
+        assert summary_of(go(tmp_path, job, name, after=rounds, data__memory_limit=2500)).status == "interrupted"
+        limit = (2500, 10_000)[rounds % 2]
+        same(tmp_path, whole, summary_of(go(tmp_path, job, name, resume=True, data__memory_limit=limit)))
+
+
+def test_other_row_groups_are_refused_where_the_order_depends_on_them(job: Document, tmp_path: Path) -> None:
+    for name, shuffle in (("windows", "window"), ("whole shards", "full")):
+        job["data"]["shuffle"] = shuffle
+        go(tmp_path, job, name, after=5)
+    rows = pq.read_table(tmp_path / "blobs.parquet")
+    pq.write_table(rows, tmp_path / "blobs.parquet", row_group_size=7)
+
+    assert summary_of(go(tmp_path, job, "whole shards", resume=True)).status == "completed"
+    with pytest.raises(JobError, match=r"data\.train: had other files or row groups"):
+        go(tmp_path, job, "windows", resume=True, data__shuffle="window")
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adamw"])
 def test_every_optimizers_state_is_kept(job: Document, tmp_path: Path, optimizer: str) -> None:
     job["optimizer"] = {"name": optimizer, "learning_rate": 0.01, "schedule": {"name": "cosine"}}
@@ -127,6 +150,8 @@ def test_one_order_begins_a_run_goes_on_with_it_and_leaves_it_when_it_is_done(jo
         ({"job__seed": 8}, "job.seed"),
         ({"data__shards": 4}, "data.shards"),
         ({"data__validation": 0.3}, "data.validation"),
+        ({"data__shuffle": "window"}, "data.shuffle"),
+        ({"data__window_rows": 9}, "data.window_rows"),
         ({"model__hidden": [7]}, "model.hidden"),
         ({"optimizer__learning_rate": 0.1}, "optimizer.learning_rate"),
         ({"training__batch_size": 12}, "training.batch_size"),

@@ -139,7 +139,7 @@ def test_what_cannot_be_scaled_is_named_when_the_training_rows_are_scanned(scale
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("scale", "scaler"), [("standard", StandardScaler()), ("minmax", MinMaxScaler())])
 def test_features_are_scaled_as_by_scikit_learn(scale: Any, scaler: Any, dtype: str) -> None:
-    training, other = random_matrix(), random_matrix(50) * 1.5
+    training, other = random_matrix(549), random_matrix(50) * 1.5
     encoding = fit(matrix_table(training), scale=scale)
     scaler.fit(training)
 

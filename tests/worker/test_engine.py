@@ -23,9 +23,10 @@ from worker.errors import DataError
 from worker.messages import ComputeGradients, CountRows, Evaluate, PrepareShards, ScanShards, Setup, Split, Task
 from worker.model import HiddenActivation, Layout, ModelSpec
 from worker.network import ErrorSums, GradientSum, Network
+from worker.order import ShardOrder
+from worker.rows import EVALUATION_ROWS
 from worker.scan import scan_sum
-from worker.shard import EVALUATION_ROWS
-from worker.sharding import ShardPlan
+from worker.sharding import ShardPlan, Window
 from worker.sources import CsvCount, Source, open_source, read_rows
 from worker.stores import DEFAULT_STORAGE
 from worker.streams import Purpose, stream
@@ -85,7 +86,7 @@ def setups(draw: st.DrawFn, source: Source, **model: Any) -> Setup:
     held_out = draw(st.sampled_from([0, 0, 1, 30]))
     dropout = draw(st.sampled_from([0.0, 0.4]))
     activation = draw(st.sampled_from(get_args(HiddenActivation)))
-    return make_setup(
+    setup = make_setup(
         source,
         shards=draw(st.integers(1, 11)),
         batch_size=draw(st.one_of(st.integers(1, 12), st.integers(13, 120))),
@@ -94,6 +95,18 @@ def setups(draw: st.DrawFn, source: Source, **model: Any) -> Setup:
         activation=activation,
         **model,
     )
+    window = draw(st.one_of(st.none(), st.integers(1, 30)))
+    return setup if window is None else windowed(setup, window)
+
+
+def windowed(setup: Setup, rows: int) -> Setup:
+    """Returns the setup with rows shuffled in windows of so many of a shard."""
+    return replace(setup, plan=replace(setup.plan, window=Window(rows, setup.train.cuts)))
+
+
+def limits() -> st.SearchStrategy[int | None]:
+    """Draws how much memory workers take for rows: all that they want, or too little to keep all shards, or any."""
+    return st.sampled_from([None, 0, 2000, 4000])
 
 
 @st.composite
@@ -166,7 +179,7 @@ def encoded(setup: Setup, encoding: Encoding, source: Source) -> tuple[Floats, F
 
 
 def training_rows(plan: ShardPlan) -> list[int]:
-    return [plan.shard_range(shard)[0] + row for shard in range(plan.shards) for row in plan.split(shard)[0].tolist()]
+    return [plan.shard_range(shard)[0] + row for shard in range(plan.shards) for row in plan.holdout(shard).split()[0].tolist()]
 
 
 def same_bits(one: GradientSum, other: GradientSum) -> bool:
@@ -179,7 +192,7 @@ def test_the_gradient_and_errors_have_the_same_bits_for_any_workers(rows: Source
     setup = data.draw(setups(rows))
     parts = data.draw(splits(setup.plan.shards))
     round_number = data.draw(st.integers(0, 3 * setup.plan.rounds_per_epoch))
-    workers, encoding = fitted(setup, parts)
+    workers, encoding = fitted(replace(setup, memory_limit=data.draw(limits())), parts)
     one, encoding_of_one = fitted(setup, together(setup))
     weights_P = random_weights(setup, encoding)
 
@@ -193,10 +206,30 @@ def test_the_gradient_and_errors_have_the_same_bits_for_any_workers(rows: Source
 
 @settings(max_examples=30)
 @given(data=st.data())
+def test_rounds_may_be_asked_for_again_and_in_any_order(rows: Source, data: st.DataObject) -> None:
+    setup = data.draw(setups(rows))
+    [streaming], encoding = fitted(replace(setup, memory_limit=0), together(setup))
+    one, _ = fitted(setup, together(setup))
+    weights_P = random_weights(setup, encoding)
+
+    for round_number in data.draw(st.lists(st.integers(0, 3 * setup.plan.rounds_per_epoch), max_size=6)):
+        found = gradient([streaming], together(setup), setup, round_number, weights_P)
+        assert same_bits(found, gradient(one, together(setup), setup, round_number, weights_P))
+        if data.draw(st.booleans()):
+            streaming.anticipate(ComputeGradients(round_number, tuple(range(setup.plan.shards))))
+        if data.draw(st.booleans()):
+            assert errors([streaming], together(setup), setup, "train", weights_P) == errors(
+                one, together(setup), setup, "train", weights_P
+            )
+
+
+@settings(max_examples=30)
+@given(data=st.data())
 def test_shards_may_move_between_workers_from_round_to_round(rows: Source, data: st.DataObject) -> None:
     setup = data.draw(setups(rows))
     first = data.draw(splits(setup.plan.shards))
-    crew, encoding = fitted(setup, first)
+    limited = replace(setup, memory_limit=data.draw(limits()))
+    crew, encoding = fitted(limited, first)
     one, _ = fitted(setup, together(setup))
     weights_P = random_weights(setup, encoding)
 
@@ -204,7 +237,7 @@ def test_shards_may_move_between_workers_from_round_to_round(rows: Source, data:
         parts = data.draw(splits(setup.plan.shards))
         crew += [Worker() for _ in range(len(parts) - len(crew))]
         workers = data.draw(st.permutations(crew))[: len(parts)]
-        hold(workers, parts, setup, encoding)
+        hold(workers, parts, limited, encoding)
 
         found = gradient(workers, parts, setup, round_number, weights_P)
         assert same_bits(found, gradient(one, together(setup), setup, round_number, weights_P))
@@ -223,7 +256,7 @@ def test_a_slice_is_the_shards_next_rows_in_the_epochs_order_with_units_dropped_
 
     for round_number, shard in product(range(2 * plan.rounds_per_epoch), range(4)):
         epoch, round_in_epoch = divmod(round_number, plan.rounds_per_epoch)
-        order = plan.shard_range(shard)[0] + plan.split(shard)[0][plan.permutation(epoch, shard)]
+        order = plan.shard_range(shard)[0] + plan.holdout(shard).split()[0][ShardOrder(plan, shard).ranks(epoch, 0)]
         chosen = order[slice(*plan.slice_range(round_in_epoch, shard))]
         draws = stream(plan.seed, Purpose.DROPOUT, round_number, shard) if dropout else None
         expected = network.gradient_sum(weights_P, x_NI[chosen], t_NO[chosen], expected_P, draws)

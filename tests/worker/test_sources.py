@@ -582,3 +582,17 @@ def test_empty_fields_are_null_and_the_same_rows_come_gzipped(tmp_path: Path) ->
 
     assert read_all(plain).to_pydict() == columns
     assert read_all(write(tmp_path / "rows.csv.gz", columns)).equals(read_all(copy(plain, tmp_path / "copy.csv")))
+
+
+def test_what_is_decoded_of_many_row_groups_does_not_pile_up(tmp_path: Path) -> None:
+    rows, group = 400_000, 10_000
+    columns = {f"x{place}": np.random.default_rng(place).random(rows) for place in range(4)}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet", row_group_size=group, use_dictionary=False)
+    source = open_source(str(tmp_path / "rows.parquet"), "data.train")
+    before, most, read = pa.total_allocated_bytes(), 0, 0
+
+    for table in read_batches(source, 5, rows, list(columns)):
+        most, read = max(most, pa.total_allocated_bytes() - before), read + table.num_rows
+
+    assert read == rows - 5
+    assert most < 6 * group * 4 * 8  # a few groups of 4 columns of 8 bytes, of 40

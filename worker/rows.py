@@ -1,0 +1,72 @@
+"""Rows as arrays, and how chosen ones get to where a network reads them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Self
+
+import numpy as np
+
+from worker.arrays import AnyArray, Floats, Integers
+from worker.batch import Target
+from worker.encoding import Encoding
+
+EVALUATION_ROWS: Final = 1024
+"""Rows evaluated at once. Fixed, since the shapes that BLAS sees must never depend on the workers."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded rows. `targets` is as `Encoding.targets` returns it."""
+
+    features_NF: Floats
+    targets: AnyArray
+
+    @classmethod
+    def room(cls, rows: int, encoding: Encoding, dtype: str) -> Self:
+        """Return memory for so many rows."""
+        return cls(np.empty((rows, len(encoding.input_names)), dtype), encoding.label.room(rows, dtype))
+
+    def slice(self, first: int, last: int) -> Self:
+        """Return some of the rows, in the same memory."""
+        return type(self)(self.features_NF[first:last], self.targets[first:last])
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.features_NF)
+
+
+def pieces(rows: Rows) -> Iterator[Rows]:
+    """Yield rows in pieces as they are to be evaluated."""
+    for first in range(0, len(rows), EVALUATION_ROWS):
+        yield rows.slice(first, min(first + EVALUATION_ROWS, len(rows)))
+
+
+def gather(rows: Rows, chosen_B: Integers, x_BI: Floats, target: Target) -> None:
+    """Copy the inputs and targets of the chosen rows to where a network reads them."""
+    # mode="clip" lets numpy write straight into `out`; the places are known to be inside.
+    rows.features_NF.take(chosen_B, axis=0, out=x_BI, mode="clip")
+    fill_targets(rows.targets[chosen_B], target)
+
+
+def copy(rows: Rows, x_BI: Floats, target: Target) -> None:
+    """Copy the inputs and targets of all rows to where a network reads them."""
+    np.copyto(x_BI, rows.features_NF)
+    fill_targets(rows.targets, target)
+
+
+def fill_targets(targets: AnyArray, target: Target) -> None:
+    """Write targets of rows as outputs: values as they are, a single output's class as 0 or 1, else one 1 a row.
+
+    Weights go with them, where rows have any.
+    """
+    t_OB = target.t_OB
+    if target.w_B is not None:
+        target.w_B[...] = targets["weight"]
+        targets = targets["target"]
+    if targets.ndim == 2:
+        t_OB[...] = targets.T
+    elif len(t_OB) == 1:
+        t_OB[0] = targets
+    else:
+        t_OB.fill(0.0)
+        t_OB[targets, np.arange(len(targets))] = 1.0
