@@ -85,4 +85,5 @@ def _order(plan: JobPlan) -> str:
 def _kept(plan: JobPlan) -> str:
     kept = "all" if plan.kept == plan.share else "none" if plan.kept == 0 else f"{plan.kept:,} of {plan.share:,}"
     rest = "" if plan.kept == plan.share else ", the others streamed" if plan.kept else ", all streamed"
-    return f"{kept} kept in the {size(plan.limit_bytes)} of a worker{rest}"
+    kept += f" kept as {plan.raw}" if plan.raw is not None and plan.kept else " kept"
+    return f"{kept} in the {size(plan.limit_bytes)} of a worker{rest}"

@@ -11,11 +11,11 @@ from coordinator.optimizers import make_optimizer
 from coordinator.preparation import fit_encoding, inspect, make_plan, make_setup, shuffled
 from worker.engine import Worker
 from worker.gradients import chunk_entries
-from worker.memory import choose_kept, memory_limit
+from worker.keeping import choose_keeping
+from worker.memory import memory_limit
 from worker.messages import ScanShards
 from worker.model import Layout
 from worker.scan import Scan
-from worker.shard import training_need
 from worker.values import Label
 
 
@@ -39,6 +39,7 @@ class JobPlan:
         data_bytes: the rows, decoded, over all workers.
         limit_bytes: that the rows of a worker may take, on this machine unless the job says how much.
         kept: shards that a worker keeps in memory, of `share`; it streams the others.
+        raw: type in which these are kept as in the files; None where they are kept as the network reads them.
         share: shards of a worker, at most, as long as none is lost.
         worker_bytes: of one worker for all shards, beside its rows: weights, gradients and buffers.
         coordinator_bytes: weights and the optimizer's state, with the weights kept and a checkpoint that is being written.
@@ -59,6 +60,7 @@ class JobPlan:
     data_bytes: int
     limit_bytes: int
     kept: int
+    raw: str | None
     share: int
     worker_bytes: int
     coordinator_bytes: int
@@ -85,9 +87,8 @@ def check_job(job: JobSpec, progress: Callable[[int], None] = lambda _: None) ->
     weights = starting_weights(job.model, layout, job.job.seed)
     state = make_optimizer(job.optimizer).init(weights)
     validation_rows = plan.validation_rows if inspection.validation is None else inspection.validation.rows
-    row_bytes, share = encoding.row_bytes(job.model.dtype), -(-plan.shards // job.workers.first)
-    limit = memory_limit(setup.memory_limit, 1 / job.workers.most)
-    kept, _ = choose_kept({shard: training_need(setup.plan, shard, row_bytes) for shard in range(share)}, limit)
+    share, limit = -(-plan.shards // job.workers.first), memory_limit(setup.memory_limit, 1 / job.workers.most)
+    keeping = choose_keeping(setup, encoding, range(share), limit)
     return JobPlan(
         columns=plan_columns(inspection.columns, encoding, known),
         findings=findings(inspection.columns, job.model, known),
@@ -101,9 +102,10 @@ def check_job(job: JobSpec, progress: Callable[[int], None] = lambda _: None) ->
         rounds_per_epoch=plan.rounds_per_epoch,
         most_rounds=job.training.most_rounds(plan.rounds_per_epoch),
         window_rows=None if setup.plan.window is None else setup.plan.window.rows * plan.shards,
-        data_bytes=(plan.training_rows + validation_rows) * row_bytes,
+        data_bytes=(plan.training_rows + validation_rows) * encoding.row_bytes(job.model.dtype),
         limit_bytes=limit,
-        kept=len(kept),
+        kept=keeping.training_shards,
+        raw=keeping.raw,
         share=share,
         worker_bytes=_worker_bytes(layout, plan.batch_size, plan.shards, weights.itemsize),
         coordinator_bytes=(4 + 2 * len(state)) * weights.nbytes,

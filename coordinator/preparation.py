@@ -12,10 +12,10 @@ from worker.choice import choose_columns
 from worker.columns import Columns, csv_type, require_columns, value_names
 from worker.encoding import Encoding
 from worker.errors import DataError, JobError, require
+from worker.keeping import raw_type, training_need
 from worker.messages import CountRows, RowCounts, ScanShards, Setup
 from worker.model import ModelSpec
 from worker.scan import Scan, scan_sum
-from worker.shard import training_need
 from worker.sharding import ShardPlan, Window
 from worker.sources import Source, SourceFile, open_source
 
@@ -144,15 +144,16 @@ def shuffled(job: JobSpec, setup: Setup, encoding: Encoding) -> Setup:
     if data.shuffle == "window" or (data.shuffle == "auto" and plan.training_rows * row_bytes > FULL_BYTES):
         rows = data.window_rows or max(1, WINDOW_BYTES // row_bytes)
         setup = replace(setup, plan=replace(plan, window=Window(-(-rows // plan.shards), setup.train.cuts)))
-    _check_memory(job, setup.plan, encoding.row_bytes(job.model.dtype))
+    _check_memory(job, setup, encoding)
     return setup
 
 
-def _check_memory(job: JobSpec, plan: ShardPlan, row_bytes: int) -> None:
-    limit = job.data.memory_bytes
+def _check_memory(job: JobSpec, setup: Setup, encoding: Encoding) -> None:
+    limit, plan = setup.memory_limit, setup.plan
     if limit is None:
         return
-    needs = [training_need(plan, shard, row_bytes) for shard in range(plan.shards)]
+    raw = raw_type(setup, encoding)
+    needs = [training_need(setup, encoding, shard, raw) for shard in range(plan.shards)]
     if plan.window is not None:
         # All of them, since a worker may have to take over from all others.
         windows = sum(need.least for need in needs)

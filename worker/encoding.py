@@ -12,7 +12,7 @@ import pyarrow as pa
 from worker.arrays import AnyArray, Floats
 from worker.columns import Column, Columns
 from worker.errors import DataError
-from worker.inputs import CategoryInputs, Inputs, NumberInputs, Sliceable
+from worker.inputs import CategoryInputs, Inputs, NumberInputs
 from worker.model import ModelSpec
 from worker.network import Network
 from worker.scan import Scan
@@ -73,9 +73,23 @@ class Encoding:
         label = self.label
         return Network(spec, len(self.input_names), label.outputs, label.units, weighted=label.weighted)
 
-    def row_bytes(self, dtype: str) -> int:
-        """Return what the inputs and targets of a row take in memory."""
-        return len(self.input_names) * np.dtype(dtype).itemsize + self.label.room(1, dtype).nbytes
+    def row_bytes(self, dtype: str, raw: str | None = None) -> int:
+        """Return what the inputs, raw ones of this type if it is given, and targets of a row take in memory."""
+        return len(self.input_names) * np.dtype(raw or dtype).itemsize + self.label.room(1, dtype).nbytes
+
+    def raw_type(self, schema: pa.Schema, dtype: str) -> str | None:
+        """Return the type of the inputs in tables of this schema before scaling, if it is narrower than `dtype`, else None."""
+        if any(isinstance(given, NumberInputs) and given.fill is not None for given in self.inputs):
+            return None  # gaps become NaN, in float64
+        empty, types = schema.empty_table(), [np.dtype(np.bool_)]  # the least type, and that of categories
+        types += [
+            part[:0].dtype
+            for given in self.inputs
+            if isinstance(given, NumberInputs)
+            for part in given.parts(empty, lambda _: "")
+        ]
+        common = np.result_type(*types)
+        return common.name if common.itemsize < np.dtype(dtype).itemsize else None
 
     def features(self, table: pa.Table, where: Where, dtype: str) -> Floats:
         """Return the inputs (N, F). Raises DataError as `fill` does."""
@@ -90,14 +104,25 @@ class Encoding:
             DataError: a value is missing where there must be one, or not a finite number in the array's type.
         """
         parts = [part for given in self.inputs for part in given.parts(table, where)]
-        treatment = _Treatment(self.inputs)
+        treatment = Treatment(self.inputs)
         # A block at a time, so that it stays in the cache from the first pass over it to the last.
         for first in range(0, len(x_NF), treatment.block_rows):
             block_BF = x_NF[first : first + treatment.block_rows]
-            treatment.apply(parts, slice(first, first + len(block_BF)), block_BF)
+            raw_BF = treatment.room(block_BF)
+            with np.errstate(over="ignore"):
+                np.concatenate([part[first : first + len(block_BF)] for part in parts], axis=1, out=raw_BF, casting="same_kind")
+            treatment.apply(raw_BF, block_BF)
             if not np.isfinite(block_BF).all():
                 row, place = (int(index) for index in np.argwhere(~np.isfinite(block_BF))[0])
                 raise self._not_finite(table, where, first + row, place, x_NF.dtype.name)
+
+    def fill_raw(self, raw_NF: AnyArray, table: pa.Table, where: Where) -> None:
+        """Write the inputs before scaling, in the type that `raw_type` returned. Raises DataError as `fill` does."""
+        parts = [part[:] for given in self.inputs for part in given.parts(table, where)]
+        np.concatenate(parts, axis=1, out=raw_NF, casting="safe")
+        if not np.isfinite(raw_NF).all():
+            row, place = (int(index) for index in np.argwhere(~np.isfinite(raw_NF))[0])
+            raise self._not_finite(table, where, row, place, raw_NF.dtype.name)
 
     def _not_finite(self, table: pa.Table, where: Where, row: int, place: int, dtype: str) -> DataError:
         for given in self.inputs:
@@ -113,10 +138,15 @@ class Encoding:
         return self.label.of(table, where, dtype)
 
 
-class _Treatment:
-    """What is done to the values of all inputs, in float64: filling in, shifting and dividing; maybe nothing."""
+class Treatment:
+    """What is done to the values of all inputs, in float64: filling in, shifting and dividing; maybe nothing.
+
+    Attributes:
+        block_rows: rows to be treated at once, at most.
+    """
 
     def __init__(self, inputs: tuple[Inputs, ...]) -> None:
+        """Take what each input says."""
         self._fill_F = np.array([entry for given in inputs for entry in given.fills])
         self._shift_F = np.array([entry for given in inputs for entry in given.shifts])
         self._scale_F = np.array([entry for given in inputs for entry in given.scales])
@@ -125,11 +155,13 @@ class _Treatment:
         self.block_rows = max(1, min(BLOCK_ROWS, BLOCK_VALUES // len(self._fill_F)))
         self._scratch_BF = np.empty((self.block_rows if self._fills or self._scales else 0, len(self._fill_F)))
 
-    def apply(self, parts: list[Sliceable], rows: slice, out_BF: Floats) -> None:
-        """Write some rows of all parts, treated, side by side."""
-        raw_BF = self._scratch_BF[: len(out_BF)] if self._fills or self._scales else out_BF
+    def room(self, out_BF: Floats) -> Floats:
+        """Return where to put the values of a block that are to end up, treated, in `out_BF`."""
+        return self._scratch_BF[: len(out_BF)] if self._fills or self._scales else out_BF
+
+    def apply(self, raw_BF: Floats, out_BF: Floats) -> None:
+        """Write what is in the room for it, treated."""
         with np.errstate(over="ignore", invalid="ignore"):
-            np.concatenate([part[rows] for part in parts], axis=1, out=raw_BF, casting="same_kind")
             if self._fills:
                 np.copyto(raw_BF, self._fill_F, where=np.isnan(raw_BF))
             if self._scales:
@@ -137,3 +169,11 @@ class _Treatment:
                 np.divide(raw_BF, self._scale_F, out=out_BF, casting="same_kind")
             elif raw_BF is not out_BF:
                 np.copyto(out_BF, raw_BF, casting="same_kind")
+
+    def convert(self, raw_NF: AnyArray, out_NF: Floats) -> None:
+        """Write values of whatever type, treated."""
+        for first in range(0, len(out_NF), self.block_rows):
+            block_BF = out_NF[first : first + self.block_rows]
+            room_BF = self.room(block_BF)
+            np.copyto(room_BF, raw_NF[first : first + len(block_BF)])
+            self.apply(room_BF, block_BF)

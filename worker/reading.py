@@ -61,7 +61,7 @@ class ShardData:
         self._split: Split = "train" if own else split
         training = self.holdout.training_rows
         self.split_rows = training if self._split == "train" else self.rows - training
-        self._columns = setup.columns.needed
+        self._columns, self._dtype = setup.columns.needed, setup.model.dtype
 
     def read(self, first: int, last: int) -> Iterator[Placed]:
         """Yield the rows at positions first..last-1 of the shard. Raises DataError where they can't be read."""
@@ -78,8 +78,9 @@ class ShardData:
     def encode(self, placed: Placed, encoding: Encoding, rows: Rows) -> None:
         """Write rows as arrays. Raises DataError where they can't be encoded."""
         where = partial(_where, self, placed.positions_N)
-        encoding.fill(rows.features_NF, placed.table, where)
-        rows.targets[...] = encoding.targets(placed.table, where, rows.features_NF.dtype.name)
+        fill = encoding.fill if rows.treatment is None else encoding.fill_raw
+        fill(rows.features_NF, placed.table, where)
+        rows.targets[...] = encoding.targets(placed.table, where, self._dtype)
 
 
 def _where(data: ShardData, positions_N: Integers, row: int) -> str:

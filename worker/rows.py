@@ -1,14 +1,14 @@
 """Rows as arrays, and how chosen ones get to where a network reads them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import numpy as np
 
 from worker.arrays import AnyArray, Floats, Integers
 from worker.batch import Target
-from worker.encoding import Encoding
+from worker.encoding import Encoding, Treatment
 
 EVALUATION_ROWS: Final = 1024
 """Rows evaluated at once. Fixed, since the shapes that BLAS sees must never depend on the workers."""
@@ -16,19 +16,27 @@ EVALUATION_ROWS: Final = 1024
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded rows. `targets` is as `Encoding.targets` returns it."""
+    """Encoded rows.
 
-    features_NF: Floats
+    Attributes:
+        features_NF: inputs as the network reads them, or raw ones.
+        targets: as `Encoding.targets` returns them.
+        treatment: makes inputs of raw ones; None where there is nothing to be done.
+    """
+
+    features_NF: AnyArray
     targets: AnyArray
+    treatment: Treatment | None = None
 
     @classmethod
-    def room(cls, rows: int, encoding: Encoding, dtype: str) -> Self:
-        """Return memory for so many rows."""
-        return cls(np.empty((rows, len(encoding.input_names)), dtype), encoding.label.room(rows, dtype))
+    def room(cls, rows: int, encoding: Encoding, dtype: str, raw: str | None = None) -> Self:
+        """Return memory for so many rows, with raw inputs of a type if that is given."""
+        features_NF = np.empty((rows, len(encoding.input_names)), raw or dtype)
+        return cls(features_NF, encoding.label.room(rows, dtype), Treatment(encoding.inputs) if raw else None)
 
     def slice(self, first: int, last: int) -> Self:
         """Return some of the rows, in the same memory."""
-        return type(self)(self.features_NF[first:last], self.targets[first:last])
+        return replace(self, features_NF=self.features_NF[first:last], targets=self.targets[first:last])
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -43,14 +51,20 @@ def pieces(rows: Rows) -> Iterator[Rows]:
 
 def gather(rows: Rows, chosen_B: Integers, x_BI: Floats, target: Target) -> None:
     """Copy the inputs and targets of the chosen rows to where a network reads them."""
-    # mode="clip" lets numpy write straight into `out`; the places are known to be inside.
-    rows.features_NF.take(chosen_B, axis=0, out=x_BI, mode="clip")
+    if rows.treatment is not None:
+        rows.treatment.convert(rows.features_NF.take(chosen_B, axis=0), x_BI)
+    else:
+        # mode="clip" lets numpy write straight into `out`; the places are known to be inside.
+        rows.features_NF.take(chosen_B, axis=0, out=x_BI, mode="clip")
     fill_targets(rows.targets[chosen_B], target)
 
 
 def copy(rows: Rows, x_BI: Floats, target: Target) -> None:
     """Copy the inputs and targets of all rows to where a network reads them."""
-    np.copyto(x_BI, rows.features_NF)
+    if rows.treatment is not None:
+        rows.treatment.convert(rows.features_NF, x_BI)
+    else:
+        np.copyto(x_BI, rows.features_NF)
     fill_targets(rows.targets, target)
 
 

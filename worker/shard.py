@@ -1,26 +1,21 @@
 """The shards that a worker holds: kept in memory as far as its limit allows, the others streamed."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final
 
 import numpy as np
 
 from worker.arrays import Floats, Integers
 from worker.batch import Target
 from worker.encoding import Encoding
-from worker.memory import Need, choose_kept
+from worker.keeping import choose_keeping
 from worker.messages import SPLITS, Setup, Split
 from worker.order import ShardOrder
 from worker.reading import Placed, ShardData, read_shards
 from worker.rows import Rows, gather, pieces
-from worker.sharding import ShardPlan
-from worker.streaming import RowReader, StreamedShard, streamed_bytes
-
-ORDER_BYTES: Final = 8
-"""Of a training row that is kept: its place in the order of an epoch."""
+from worker.streaming import RowReader, StreamedShard
 
 
 class KeptShard:
@@ -86,6 +81,7 @@ class Shards:
     def __init__(self, setup: Setup, encoding: Encoding, limit: int) -> None:
         """Hold none yet, and later as many bytes of rows in memory as the limit allows."""
         self._setup, self._encoding, self._limit = setup, encoding, limit
+        self._raw: str | None = None
         self._thread = ThreadPoolExecutor(1, "isograd-reader")
         self.held: dict[int, Shard] = {}
 
@@ -100,22 +96,15 @@ class Shards:
             DataError: rows can't be read or encoded.
         """
         # Those that are there already come first: they need not be read again.
-        kept = self._choose(sorted(numbers, key=lambda number: (number not in self.held, number)))
-        self.held = {number: shard for number, shard in self.held.items() if kept.get(number) == shard.kept}
-        lacking = {number: splits for number, splits in sorted(kept.items()) if number not in self.held}
+        ordered = sorted(numbers, key=lambda number: (number not in self.held, number))
+        keeping = choose_keeping(self._setup, self._encoding, ordered, self._limit)
+        held = self.held if keeping.raw == self._raw else {}
+        self.held = {number: shard for number, shard in held.items() if keeping.splits.get(number) == shard.kept}
+        self._raw = keeping.raw
+        lacking = {number: splits for number, splits in sorted(keeping.splits.items()) if number not in self.held}
         rows = self._read(lacking, tables)
         for number in lacking:
             self.held[number] = self._make(number, rows.get((number, "train")), rows.get((number, "validation")))
-
-    def _choose(self, numbers: Sequence[int]) -> dict[int, frozenset[Split]]:
-        """Return the splits of each shard that are to be kept: rows to train on before those to validate on."""
-        plan, row_bytes = self._setup.plan, self._encoding.row_bytes(self._setup.model.dtype)
-        needs = {number: training_need(plan, number, row_bytes) for number in numbers}
-        training, left = choose_kept(needs, self._limit)
-        rows = {number: ShardData(self._setup, number, "validation").split_rows for number in numbers}
-        validation, _ = choose_kept({number: Need(rows[number] * row_bytes, 0) for number in numbers}, left)
-        kept: dict[Split, set[int]] = {"train": training, "validation": validation}
-        return {number: frozenset(split for split in SPLITS if number in kept[split]) for number in numbers}
 
     def _read(self, kept: Mapping[int, frozenset[Split]], tables: dict[int, list[Placed]]) -> dict[tuple[int, Split], Rows]:
         """Return the rows of all splits of all shards that are to be kept, both splits of one dataset being read in one go."""
@@ -127,7 +116,7 @@ class Shards:
             read = read_shards(self._setup, [number for number in wanted if number not in there], splits[0])
             for number, placed in chain(((number, tables.pop(number)) for number in there), read):
                 readers = {split: self._reader(number, split) for split in splits if split in kept[number]}
-                found |= {(number, split): rows for split, rows in _fill(readers, placed).items()}
+                found |= {(number, split): rows for split, rows in _fill(readers, placed, self._raw).items()}
         return found
 
     def _make(self, number: int, training: Rows | None, validation: Rows | None) -> Shard:
@@ -141,15 +130,9 @@ class Shards:
         return RowReader(ShardData(self._setup, number, split), self._encoding, self._setup.model.dtype, self._thread)
 
 
-def training_need(plan: ShardPlan, number: int, row_bytes: int) -> Need:
-    """Return what the training rows of a shard take in memory."""
-    order = ShardOrder(plan, number)
-    return Need(order.rows * (row_bytes + ORDER_BYTES), streamed_bytes(order, row_bytes), must=plan.window is None)
-
-
-def _fill(readers: Mapping[Split, RowReader], pieces: Iterable[Placed]) -> dict[Split, Rows]:
+def _fill(readers: Mapping[Split, RowReader], pieces: Iterable[Placed], raw: str | None) -> dict[Split, Rows]:
     """Return the rows of some splits, out of all rows of a shard."""
-    rows = {split: reader.room(reader.data.split_rows) for split, reader in readers.items()}
+    rows = {split: reader.room(reader.data.split_rows, raw) for split, reader in readers.items()}
     done = dict.fromkeys(readers, 0)
     for piece in pieces:
         for split, reader in readers.items():

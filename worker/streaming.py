@@ -33,9 +33,9 @@ class RowReader:
     dtype: str
     thread: Executor
 
-    def room(self, rows: int) -> Rows:
-        """Return memory for so many rows."""
-        return Rows.room(rows, self.encoding, self.dtype)
+    def room(self, rows: int, raw: str | None = None) -> Rows:
+        """Return memory for so many rows, with raw inputs of a type if that is given."""
+        return Rows.room(rows, self.encoding, self.dtype, raw)
 
     def fill(self, rows: Rows, pieces: Iterator[Placed]) -> Rows:
         """Write pieces of rows one after the other, and return them all. Raises DataError where they can't be encoded."""
@@ -130,8 +130,3 @@ class _Stream:
         for begin, end in self._order.ranges(epoch, first):
             start, stop = data.holdout.training_position(begin), data.holdout.training_position(end - 1) + 1
             yield from map(data.only, data.read(start, stop))
-
-
-def streamed_bytes(order: ShardOrder, row_bytes: int) -> int:
-    """Return what a streamed shard takes in memory: a window, the next one, and the order of one's rows."""
-    return order.window_rows * (2 * row_bytes + 8)

@@ -150,7 +150,8 @@ def label_values(table: pa.Table, column: Column, where: Where, *, gaps: bool = 
 
 def plain_values(table: pa.Table, name: str) -> pa.Array:
     """Return a column in one piece, and a dictionary's entries in place of their numbers."""
-    values = table.column(name).combine_chunks()
+    column = table.column(name)
+    values = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
 
 

@@ -11,7 +11,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from worker.arrays import Floats
 from worker.choice import choose_columns
 from worker.data import DataSpec
-from worker.encoding import BLOCK_ROWS, Encoding
+from worker.encoding import BLOCK_ROWS, Encoding, Treatment
 from worker.errors import DataError, JobError
 from worker.model import ModelSpec
 from worker.scan import scan_rows, scan_sum
@@ -134,6 +134,56 @@ def test_what_cannot_be_scaled_is_named_when_the_training_rows_are_scanned(scale
 
 
 # Scaling
+
+
+@pytest.mark.parametrize("scale", ["none", "standard"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"a": pa.array([1, 2, 250], pa.uint8()), "b": pa.array([True, False, True])}, "uint8"),
+        ({"a": pa.array([[1, 2], [3, 4], [5, 250]], pa.list_(pa.uint8(), 2)), "b": pa.array([-3, 2, 9], pa.int8())}, "int16"),
+        ({"a": pa.array([-300, 2, 3], pa.int16()), "b": ["ant", "bee", "ant"]}, "int16"),
+        ({"a": pa.array(np.array([0.5, 65504, -7], np.float16)), "b": pa.array([1, 2, 250], pa.uint8())}, "float16"),
+        ({"a": pa.array(np.array([0.5, 2, -7], np.float16)), "b": pa.array([1, 2, 300], pa.int16())}, "float32"),
+        ({"a": pa.array([0.1, 2, 3], pa.float32())}, "float32"),
+        ({"a": pa.array([1, 2, 1 << 30], pa.int32())}, "int32"),
+        ({"a": pa.array([1, 2, 3], pa.int64())}, "int64"),
+        ({"a": pa.array([1, 2, 3], pa.uint8()), "b": [date(2020, 1, 1), date(2021, 1, 1), date(2022, 2, 2)]}, "float64"),
+        ({"b": ["ant", "bee", "ant"]}, "bool"),
+    ],
+)
+def test_inputs_kept_raw_in_a_narrower_type_become_the_very_same_ones(
+    columns: dict[str, Any], expected: str, dtype: str, scale: str
+) -> None:
+    table = with_label(columns)
+    encoding = fit(table, scale=scale)
+    narrower = np.dtype(expected).itemsize < np.dtype(dtype).itemsize
+
+    raw = encoding.raw_type(table.schema, dtype)
+
+    assert raw == (expected if narrower else None)
+    if raw is not None:
+        raw_NF, x_NF = (np.empty((3, len(encoding.input_names)), kind) for kind in (raw, dtype))
+        encoding.fill_raw(raw_NF, table, where)
+        Treatment(encoding.inputs).convert(raw_NF, x_NF)
+        assert x_NF.tobytes() == encoding.features(table, where, dtype).tobytes()
+        assert encoding.row_bytes(dtype, raw) < encoding.row_bytes(dtype)
+
+
+def test_inputs_with_gaps_are_not_kept_raw() -> None:
+    table = with_label({"a": pa.array([1, None, 250], pa.uint8())})
+
+    assert fit(table, missing="mean").raw_type(table.schema, "float32") is None
+
+
+def test_a_raw_number_that_is_none_is_told_by_its_place() -> None:
+    table = with_label({"a": pa.array(np.array([0.5, 2, 1], np.float16)), "b": pa.array(np.array([1, 2, 3], np.float16))})
+    encoding, raw_NF = fit(table), np.empty((3, 2), np.float16)
+    bad = table.set_column(1, "b", pa.array(np.array([1, np.inf, 3], np.float16)))
+
+    with pytest.raises(DataError, match=r"^rows\.csv: row 2, column 'b': inf is not a finite float16 number"):
+        encoding.fill_raw(raw_NF, bad, where)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -20,7 +20,8 @@ from worker.data import DataSpec
 from worker.encoding import Encoding
 from worker.engine import Worker
 from worker.errors import DataError
-from worker.messages import ComputeGradients, CountRows, Evaluate, PrepareShards, ScanShards, Setup, Split, Task
+from worker.keeping import Keeping, choose_keeping, training_need
+from worker.messages import SPLITS, ComputeGradients, CountRows, Evaluate, PrepareShards, ScanShards, Setup, Split, Task
 from worker.model import HiddenActivation, Layout, ModelSpec
 from worker.network import ErrorSums, GradientSum, Network
 from worker.order import ShardOrder
@@ -202,6 +203,30 @@ def test_the_gradient_and_errors_have_the_same_bits_for_any_workers(rows: Source
     assert same_bits(found, expected)
     for split in ("train", "validation") if setup.plan.validation_rows else ("train",):
         assert errors(workers, parts, setup, split, weights_P) == errors(one, together(setup), setup, split, weights_P)
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_rows_kept_as_in_the_files_make_no_difference(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    draws, folder = np.random.default_rng(3), tmp_path_factory.mktemp("narrow")
+    columns = {
+        "x": pa.FixedSizeListArray.from_arrays(draws.integers(0, 256, ROWS * 5).astype(np.uint8), 5),
+        "kind": draws.integers(0, 3, ROWS),
+    }
+    pq.write_table(pa.table(columns), folder / "rows.parquet", row_group_size=16)
+    setup = data.draw(setups(open_source(str(folder), "data.train")))
+    one, encoding = fitted(setup, together(setup))
+    numbers = range(setup.plan.shards)
+    limit = sum(training_need(setup, encoding, number, "uint8").kept for number in numbers) + 13 * setup.plan.validation_rows
+    narrow = replace(setup, memory_limit=limit)
+    workers, _ = fitted(narrow, together(setup))
+    weights_P, round_number = random_weights(setup, encoding), data.draw(st.integers(0, 2 * setup.plan.rounds_per_epoch))
+
+    assert choose_keeping(narrow, encoding, numbers, limit) == Keeping("uint8", {number: frozenset(SPLITS) for number in numbers})
+    expected = gradient(one, together(setup), setup, round_number, weights_P)
+    assert same_bits(gradient(workers, together(setup), setup, round_number, weights_P), expected)
+    for split in SPLITS if setup.plan.validation_rows else SPLITS[:1]:
+        assert errors(workers, together(setup), setup, split, weights_P) == errors(one, together(setup), setup, split, weights_P)
 
 
 @settings(max_examples=30)
