@@ -18,6 +18,7 @@ from cluster.deadlines import Clock, Deadlines
 from cluster.exchange import Link, LinkLostError, Listener
 from cluster.object_exchange import ObjectExchange
 from cluster.roster import Member, Roster
+from cluster.shelf import Shelf
 from cluster.waker import Waker
 from coordinator.ahead import Ahead, RoundRun
 from coordinator.crew import Answered, Event, Joined, Lost
@@ -25,7 +26,7 @@ from coordinator.pool import WorkersSpec
 from coordinator.update import Parameters, Updater
 from worker.arrays import Floats
 from worker.errors import UserError
-from worker.messages import Answer, ComputeGradients, Evaluate, Task
+from worker.messages import Answer, ComputeGradients, Evaluate, PrepareShards, Task
 
 
 class RayPool:
@@ -57,6 +58,7 @@ class RayPool:
         self._waker.add(self._listener.fileno(), self._accept, always=True)
         self._roster = Roster(WorkerActor, spec, group, self._calls, self._joined)
         self._members = self._roster.members
+        self._shelf = Shelf(self._roster.node)
         self._objects = ObjectExchange(self._calls, self)
         self._arena: Arena | None = None
         self._runs: RunningAhead | None = None
@@ -84,7 +86,10 @@ class RayPool:
             self._runs.break_off()
         self._deadlines.begin(worker, patience)
         place = self._shared_place
-        if member.link is not None and place is not None and isinstance(task, ComputeGradients | Evaluate):
+        if isinstance(task, PrepareShards):
+            task = replace(task, found=self._shelf.found(self._roster.place(worker).node, task.shards))
+            self._calls.add(member.handle.run.remote(task, None), partial(self._loaded, worker))
+        elif member.link is not None and place is not None and isinstance(task, ComputeGradients | Evaluate):
             member.link.submit(task, place)
         else:
             apart = None if self._roster.is_here(member) else self._roster.place(worker).node
@@ -144,6 +149,7 @@ class RayPool:
         self._waker.close()
         self._listener.close()
         self._calls.close()
+        self._shelf.close()
 
     @property
     def linked(self) -> int:
@@ -211,6 +217,11 @@ class RayPool:
             if self._runs is None or not self._runs.answered(number):
                 self._events.append(Answered(number, *answered))
 
+    def _loaded(self, worker: int, answer: Any) -> None:
+        if self.is_here(worker, answer):
+            self._shelf.tell(worker, self._roster.place(worker).node, answer[0])
+            self.end_task(worker, *answer)
+
     def is_here(self, worker: int, result: Any) -> bool:
         """Return whether a worker is here and has answered; if it is dead, replace it. Raises what it raised."""
         if worker not in self._members:
@@ -251,6 +262,7 @@ class RayPool:
         if link is not None:
             self._waker.forget(link.fileno())
         self._deadlines.end(worker)
+        self._shelf.forget(worker)
         self._roster.end(worker)
 
     def _kill_if_asked(self, worker: int, rounds: range) -> None:

@@ -20,6 +20,7 @@ from worker.messages import (
     ErrorSumsByNode,
     Evaluate,
     GradientSums,
+    Holdings,
     PrepareShards,
     RowCounts,
     Scans,
@@ -81,8 +82,7 @@ class Worker:
                 case ScanShards():
                     return self.scan(task)
                 case PrepareShards():
-                    self._prepare(task)
-                    return None
+                    return self._prepare(task)
                 case ComputeGradients():
                     assert self._held is not None and weights_P is not None
                     return self._held.gradients(task, weights_P, room)
@@ -126,13 +126,14 @@ class Worker:
                 self._tables[shard].append(piece)
             yield piece
 
-    def _prepare(self, task: PrepareShards) -> None:
+    def _prepare(self, task: PrepareShards) -> Holdings:
         setup = task.setup
         if self._held is None:
             self._held = _Held(setup, task.encoding, memory_limit(setup.memory_limit, self._share))
-        self._held.shards.hold(task.shards, self._tables)
+        holdings = self._held.shards.hold(task.shards, self._tables, task.found)
         self._tables.clear()
         self._table_bytes = 0
+        return holdings
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a worker is asked and what it answers: frozen, picklable, and silent about who asks."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from worker.encoding import Encoding
 from worker.model import ModelSpec
 from worker.network import ErrorSums, GradientSum
 from worker.scan import Scan
+from worker.segments import Handle
 from worker.sharding import ShardPlan
 from worker.sources import CsvCount, Source, SourceFile
 from worker.stores import StorageSpec
@@ -17,6 +19,9 @@ from worker.tree import Node
 
 Split = Literal["train", "validation"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation")
+Holding = tuple[int, Split]
+"""A split's rows of a shard."""
+Holdings = dict[Holding, Handle]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +64,15 @@ class ScanShards:
 
 @dataclass(frozen=True)
 class PrepareShards:
-    """Hold these shards, ready for rounds; let go of any other. Answer: nothing."""
+    """Hold these shards, ready for rounds; let go of any other. Answer: where all rows are that are kept in memory.
+
+    `found` tells where rows may be found on this machine already.
+    """
 
     setup: Setup
     shards: tuple[int, ...]
     encoding: Encoding
+    found: Mapping[Holding, Handle] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,4 +99,4 @@ RowCounts = dict[str, CsvCount]
 Scans = dict[int, Scan]
 GradientSums = dict[Node, GradientSum | None]
 ErrorSumsByNode = dict[Node, ErrorSums | None]
-Answer = RowCounts | Scans | GradientSums | ErrorSumsByNode | None
+Answer = RowCounts | Scans | Holdings | GradientSums | ErrorSumsByNode | None

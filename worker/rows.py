@@ -9,6 +9,10 @@ import numpy as np
 from worker.arrays import AnyArray, Floats, Integers
 from worker.batch import Target
 from worker.encoding import Encoding, Treatment
+from worker.segments import Handle, Segment
+
+ALIGNED: Final = 64
+"""Bytes of which the place of targets in a segment is a multiple."""
 
 EVALUATION_ROWS: Final = 1024
 """Rows evaluated at once. Fixed, since the shapes that BLAS sees must never depend on the workers."""
@@ -22,17 +26,43 @@ class Rows:
         features_NF: inputs as the network reads them, or raw ones.
         targets: as `Encoding.targets` returns them.
         treatment: makes inputs of raw ones; None where there is nothing to be done.
+        segment: that they are in; None where they are in this process's own memory.
     """
 
     features_NF: AnyArray
     targets: AnyArray
     treatment: Treatment | None = None
+    segment: Segment | None = None
 
     @classmethod
-    def room(cls, rows: int, encoding: Encoding, dtype: str, raw: str | None = None) -> Self:
-        """Return memory for so many rows, with raw inputs of a type if that is given."""
-        features_NF = np.empty((rows, len(encoding.input_names)), raw or dtype)
-        return cls(features_NF, encoding.label.room(rows, dtype), Treatment(encoding.inputs) if raw else None)
+    def room(cls, rows: int, encoding: Encoding, dtype: str) -> Self:
+        """Return memory for so many rows."""
+        return cls(np.empty((rows, len(encoding.input_names)), dtype), encoding.label.room(rows, dtype))
+
+    @classmethod
+    def shared(cls, rows: int, encoding: Encoding, dtype: str, raw: str | None, found: Handle | None) -> Self | None:
+        """Return memory for so many rows, one at least, that other processes can map; those that are found there.
+
+        Args:
+            rows: how many.
+            encoding: how rows become arrays.
+            dtype: of the network.
+            raw: type of the inputs before scaling, if they are to be kept raw.
+            found: rows of another process's; None makes new memory.
+
+        Returns:
+            None where the rows are no longer found there.
+        """
+        targets = encoding.label.room(0, dtype)
+        width, kind = len(encoding.input_names), np.dtype(raw or dtype)
+        start = -(-rows * width * kind.itemsize // ALIGNED) * ALIGNED
+        size = start + rows * targets[:1].itemsize * int(np.prod(targets.shape[1:]))
+        segment = Segment.create(size, raw) if found is None else Segment.attach(found, size)
+        if segment is None:
+            return None
+        features_NF = segment.array((rows, width), kind, 0)
+        treatment = Treatment(encoding.inputs) if raw else None
+        return cls(features_NF, segment.array((rows, *targets.shape[1:]), targets.dtype, start), treatment, segment)
 
     def slice(self, first: int, last: int) -> Self:
         """Return some of the rows, in the same memory."""

@@ -11,19 +11,24 @@ from worker.arrays import Floats, Integers
 from worker.batch import Target
 from worker.encoding import Encoding
 from worker.keeping import choose_keeping
-from worker.messages import SPLITS, Setup, Split
+from worker.messages import SPLITS, Holding, Holdings, Setup, Split
 from worker.order import ShardOrder
 from worker.reading import Placed, ShardData, read_shards
 from worker.rows import Rows, gather, pieces
+from worker.segments import Handle
 from worker.streaming import RowReader, StreamedShard
 
 
 class KeptShard:
-    """A shard's training rows in memory."""
+    """A shard's training rows in memory.
+
+    Attributes:
+        rows: they.
+    """
 
     def __init__(self, rows: Rows, order: ShardOrder) -> None:
         """Take the rows."""
-        self._rows, self._order = rows, order
+        self.rows, self._order = rows, order
         self._window = -1, -1
         self._ranks: Integers = np.arange(0)
 
@@ -35,12 +40,12 @@ class KeptShard:
                 self._ranks = self._order.ranks(epoch, window)
                 self._window = epoch, window
             stop = done + end - begin
-            gather(self._rows, self._ranks[begin:end], x_BI[done:stop], target.slice(done, stop))
+            gather(self.rows, self._ranks[begin:end], x_BI[done:stop], target.slice(done, stop))
             done = stop
 
     def evaluated(self) -> Iterator[Rows]:
         """Yield the rows in their order, in pieces as they are to be evaluated."""
-        return pieces(self._rows)
+        return pieces(self.rows)
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,16 @@ class Shard:
     validation: KeptRows | RowReader
 
     @property
-    def kept(self) -> frozenset[Split]:
-        """The splits whose rows are in memory."""
-        found: dict[Split, bool] = {
-            "train": isinstance(self.training, KeptShard),
-            "validation": isinstance(self.validation, KeptRows),
-        }
-        return frozenset(split for split, there in found.items() if there)
+    def rows(self) -> dict[Split, Rows]:
+        """The rows of the splits that are kept in memory."""
+        parts: dict[Split, KeptShard | StreamedShard | KeptRows | RowReader]
+        parts = {"train": self.training, "validation": self.validation}
+        return {split: part.rows for split, part in parts.items() if isinstance(part, KeptShard | KeptRows)}
+
+    @property
+    def handles(self) -> dict[Split, Handle]:
+        """Where other processes find them."""
+        return {split: rows.segment.handle for split, rows in self.rows.items() if rows.segment is not None}
 
 
 class Shards:
@@ -85,12 +93,13 @@ class Shards:
         self._thread = ThreadPoolExecutor(1, "isograd-reader")
         self.held: dict[int, Shard] = {}
 
-    def hold(self, numbers: Iterable[int], tables: dict[int, list[Placed]]) -> None:
-        """Hold these shards and let go of all others.
+    def hold(self, numbers: Iterable[int], tables: dict[int, list[Placed]], found: Mapping[Holding, Handle]) -> Holdings:
+        """Hold these shards and let go of all others. Return where the rows are that are kept in memory.
 
         Args:
             numbers: of the shards.
             tables: the rows in the training dataset of those that have been read already; they are taken out.
+            found: rows that other processes of this machine have, or had.
 
         Raises:
             DataError: rows can't be read or encoded.
@@ -99,16 +108,32 @@ class Shards:
         ordered = sorted(numbers, key=lambda number: (number not in self.held, number))
         keeping = choose_keeping(self._setup, self._encoding, ordered, self._limit)
         held = self.held if keeping.raw == self._raw else {}
-        self.held = {number: shard for number, shard in held.items() if keeping.splits.get(number) == shard.kept}
+        self.held = {number: shard for number, shard in held.items() if keeping.splits.get(number) == shard.rows.keys()}
         self._raw = keeping.raw
         lacking = {number: splits for number, splits in sorted(keeping.splits.items()) if number not in self.held}
-        rows = self._read(lacking, tables)
+        rows = self._attach(lacking, found)
+        rows |= self._read(
+            {number: frozenset(split for split in splits if (number, split) not in rows) for number, splits in lacking.items()},
+            tables,
+        )
         for number in lacking:
             self.held[number] = self._make(number, rows.get((number, "train")), rows.get((number, "validation")))
+        return {(number, split): handle for number, shard in self.held.items() for split, handle in shard.handles.items()}
 
-    def _read(self, kept: Mapping[int, frozenset[Split]], tables: dict[int, list[Placed]]) -> dict[tuple[int, Split], Rows]:
+    def _attach(self, kept: Mapping[int, frozenset[Split]], found: Mapping[Holding, Handle]) -> dict[Holding, Rows]:
+        """Return the rows that need not be read: none at all, or those that another process has in this form."""
+        there: dict[Holding, Rows | None] = {}
+        for holding in ((number, split) for number, splits in kept.items() for split in splits):
+            reader, handle = self._reader(*holding), found.get(holding)
+            if reader.data.split_rows == 0:
+                there[holding] = reader.room(0)
+            elif handle is not None and handle.raw == self._raw:
+                there[holding] = reader.shared(self._raw, handle)
+        return {holding: rows for holding, rows in there.items() if rows is not None}
+
+    def _read(self, kept: Mapping[int, frozenset[Split]], tables: dict[int, list[Placed]]) -> dict[Holding, Rows]:
         """Return the rows of all splits of all shards that are to be kept, both splits of one dataset being read in one go."""
-        found: dict[tuple[int, Split], Rows] = {}
+        found: dict[Holding, Rows] = {}
         together: list[tuple[Split, ...]] = [SPLITS] if self._setup.validation is None else [("train",), ("validation",)]
         for splits in together:
             wanted = [number for number in kept if not kept[number].isdisjoint(splits)]
@@ -132,7 +157,7 @@ class Shards:
 
 def _fill(readers: Mapping[Split, RowReader], pieces: Iterable[Placed], raw: str | None) -> dict[Split, Rows]:
     """Return the rows of some splits, out of all rows of a shard."""
-    rows = {split: reader.room(reader.data.split_rows, raw) for split, reader in readers.items()}
+    rows = {split: made for split, reader in readers.items() if (made := reader.shared(raw)) is not None}
     done = dict.fromkeys(readers, 0)
     for piece in pieces:
         for split, reader in readers.items():

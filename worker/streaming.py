@@ -13,6 +13,7 @@ from worker.encoding import Encoding
 from worker.order import ShardOrder
 from worker.reading import Cutter, Placed, ShardData
 from worker.rows import EVALUATION_ROWS, Rows, gather, pieces
+from worker.segments import Handle
 
 EVALUATED_BYTES: Final = 4 << 20
 """Rows to be evaluated that are read at once, about."""
@@ -33,9 +34,13 @@ class RowReader:
     dtype: str
     thread: Executor
 
-    def room(self, rows: int, raw: str | None = None) -> Rows:
-        """Return memory for so many rows, with raw inputs of a type if that is given."""
-        return Rows.room(rows, self.encoding, self.dtype, raw)
+    def room(self, rows: int) -> Rows:
+        """Return memory for so many rows."""
+        return Rows.room(rows, self.encoding, self.dtype)
+
+    def shared(self, raw: str | None, found: Handle | None = None) -> Rows | None:
+        """Return memory for all rows, one at least, or these rows where they are found, as `Rows.shared` does."""
+        return Rows.shared(self.data.split_rows, self.encoding, self.dtype, raw, found)
 
     def fill(self, rows: Rows, pieces: Iterator[Placed]) -> Rows:
         """Write pieces of rows one after the other, and return them all. Raises DataError where they can't be encoded."""

@@ -109,6 +109,18 @@ def test_rows_that_are_streamed_give_the_bits_of_rows_in_memory_though_a_worker_
     assert summary.worker_failures == 1
 
 
+def test_rows_of_a_worker_that_was_killed_are_not_read_again_on_its_node(small_job: Jobs, tmp_path: Path) -> None:
+    job = small_job({"training.epochs": None, "training.rounds": 3000, "checkpoint.every_epochs": 1000})
+    calm = digest_without_faults(job, tmp_path / "calm")
+    events = []
+    for event in follow(Order(job, tmp_path / "run", time()), lambda: False, kill_in_round=2500):
+        if isinstance(event, Started):
+            (tmp_path / "rows.parquet").unlink()
+        events.append(event)
+    check(summary_of(events), calm)
+    assert summary_of(events).worker_failures == 1
+
+
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_coordinator_that_is_killed_goes_on_from_its_checkpoint(
     small_job: Jobs, tmp_path: Path, store: Any, stored: bool

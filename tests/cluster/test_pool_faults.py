@@ -241,8 +241,8 @@ def test_the_digest_survives_workers_that_are_killed_and_stopped_at_random(small
 class Doomed(WorkerActor):
     """Dies of the rows of one shard, some epochs after the start."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, cpus: float, workers: int) -> None:
+        super().__init__(cpus, workers)
         compute = self._worker.run
 
         def run(task: Task, *more: Any) -> Any:

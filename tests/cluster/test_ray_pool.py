@@ -154,8 +154,8 @@ def test_what_a_worker_raises_in_rounds_of_its_own_is_raised_at_once(
     shard: int, small_job: Callable[..., JobSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Failing(WorkerActor):
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, cpus: float, workers: int) -> None:
+            super().__init__(cpus, workers)
             run = self._worker.run
 
             def raising(task: Any, *arguments: Any) -> Any:

@@ -268,6 +268,28 @@ def test_shards_may_move_between_workers_from_round_to_round(rows: Source, data:
         assert same_bits(found, gradient(one, together(setup), setup, round_number, weights_P))
 
 
+@pytest.mark.parametrize("validation", [0, 20], ids=["training rows", "both splits"])
+def test_rows_that_another_worker_has_need_not_be_read(tmp_path: Path, validation: int) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    source = write_rows(folder, [60, 37])
+    setup = make_setup(source, shards=4, held_out=validation)
+    [first], encoding = fitted(setup, together(setup))
+    holdings = ask(first, PrepareShards(setup, (0, 1, 2, 3), encoding))
+    weights_P = random_weights(setup, encoding)
+    expected = gradient([first], together(setup), setup, 7, weights_P)
+    assert set(holdings) == {(shard, split) for shard in range(4) for split in SPLITS[: 1 + bool(validation)]}
+
+    for path in folder.iterdir():
+        path.unlink()
+    second, third = Worker(), Worker()
+    assert set(ask(second, PrepareShards(setup, (0, 1, 2, 3), encoding, holdings))) == set(holdings)
+    assert same_bits(gradient([second], together(setup), setup, 7, weights_P), expected)
+    assert not ask(first, PrepareShards(setup, (), encoding))
+    with pytest.raises(DataError):  # the first one has let go of them, and there is nothing to read
+        ask(third, PrepareShards(setup, (0, 1, 2, 3), encoding, holdings))
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_a_slice_is_the_shards_next_rows_in_the_epochs_order_with_units_dropped_by_round_and_shard(
     rows: Source, dropout: float
