@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.job_reports import NAME, RUN_DIRECTORY, VERSION
+from coordinator.folders import parse_address
 from coordinator.job import JobSpec
 from worker.errors import UserError
 
@@ -73,9 +74,15 @@ def check_id(text: str) -> str:
 
 
 def run_directory(given: str | None, submission: str, *, same_machine: bool) -> str:
-    """Return the run directory as the cluster has it. Raises UserError for a path that means something here alone."""
+    """Return the run directory as the cluster has it.
+
+    Raises:
+        JobError: it is a URI where no run can go, or has credentials in it, which Ray would show to all who see the job.
+        UserError: it is a path that means something here alone.
+    """
     if given is None:
         return f"{RUNS}/{submission}"
+    parse_address(given, "--run-dir", to_write=True)
     if "://" in given or given.startswith(("/", "~/")):
         return given
     if same_machine:
