@@ -57,7 +57,7 @@ class Jobs:
     def report(self, job: str) -> JobReport:
         """Return how a job fares."""
         with asking(self.address):
-            details = self.client.get_job_info(job)
+            details = self.client.get_job_info(self._named(job))
             return describe(details, self._run(details))
 
     def reports(self) -> list[JobReport]:
@@ -71,7 +71,7 @@ class Jobs:
     def log(self, job: str) -> str:
         """Return what a job has printed so far."""
         with asking(self.address):
-            text: str = self.client.get_job_logs(job)
+            text: str = self.client.get_job_logs(self._named(job))
             return text
 
     def stream(self, job: str) -> AsyncIterator[str]:
@@ -82,7 +82,7 @@ class Jobs:
     def stop(self, job: str) -> bool:
         """Ask a job to end in good order; return whether there was anything to end."""
         with asking(self.address):
-            return bool(self.client.stop_job(job))
+            return bool(self.client.stop_job(self._named(job)))
 
     def submit(self, **options: Any) -> str:
         """Submit a job, as Ray's `submit_job` takes it."""
@@ -106,6 +106,12 @@ class Jobs:
             raise UserError(
                 f"the cluster at {self.address} has Ray {theirs}, and this isograd, with Ray {ray.__version__}, needs {wanted}"
             )
+
+    def _named(self, job: str) -> str:
+        """Return a job's id. Raises UserError where it would lead elsewhere: Ray takes it into a URL as it is."""
+        if re.fullmatch(r"(?!\.{1,2}$)[^/?#%]+", job) is None:
+            raise _no_job(repr(job), self.address)
+        return job
 
     def _version(self) -> dict[str, str]:
         found: dict[str, str] = self.client._do_request("GET", "/api/version").json()
@@ -171,6 +177,10 @@ def _no_dashboard(address: str) -> UserError:
     return UserError(f"what answers at {address} is no dashboard of Ray's; {GIVE}")
 
 
+def _no_job(job: str, address: str) -> UserError:
+    return UserError(f"there is no job {job} at {address}; isograd jobs lists those that there are")
+
+
 def _token_sentence(address: str, text: str) -> str:
     how = f"set RAY_AUTH_MODE=token, and {TOKENS[0]} to the token or {TOKENS[1]} to a file with it"
     if text.startswith("Authentication required"):
@@ -189,7 +199,7 @@ def _refusal(address: str, error: Exception) -> UserError | PoolError:
     if taken := re.search(r"Job with submission_id (\S+) already exists", answer):
         return UserError(f"--submission-id: the cluster at {address} has a job {taken[1]} already; give another")
     if missing := re.search(r"Job (\S+) does not exist", answer):
-        return UserError(f"there is no job {missing[1]} at {address}; isograd jobs lists those that there are")
+        return _no_job(missing[1], address)
     problem = answer.splitlines()[-1] if answer else f"HTTP status {code}"
     return UserError(f"{address}: {problem}") if code < 500 else PoolError(f"the cluster at {address} can't do it: {problem}")
 

@@ -145,6 +145,19 @@ def test_a_job_can_not_be_asked(path: str, answer: tuple[int, str], call: str, e
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("call", ["report", "log", "stop"])
+@pytest.mark.parametrize("name", ["", "..", "a/stop", "a?b", "a#b", "%61"])
+def test_what_would_lead_elsewhere_is_no_id(name: str, call: str) -> None:
+    answers: Answers = {"/api/version": (200, VERSION), "/api/jobs/": (200, []), "/api/jobs/a": (200, JOB)}
+    seen: list[str] = []
+    with dashboard(answers, seen) as address:
+        jobs = connect(address)
+        before = len(seen)
+        with pytest.raises(UserError, match=f"^there is no job '{re.escape(name)}' at {address}; isograd jobs lists"):
+            getattr(jobs, call)(name)
+        assert len(seen) == before, "nothing else is asked, or ended, instead"
+
+
 def test_an_id_that_is_taken() -> None:
     text = "Traceback …\nValueError: Job with submission_id a already exists. Please use a different submission_id.\n"
     with dashboard({"/api/version": (200, VERSION), "/api/jobs/": (400, text)}) as address:
