@@ -39,7 +39,7 @@ REACH: Final[Mapping[str, tuple[float, float]]] = {"sigmoid": (0, 1), "softmax":
 COARSE: Final = 0.01
 """Share of the values' standard deviation: numbers so far apart, or farther, are too few to tell the values by."""
 
-NOTHING: Final = "nothing can be learnt of it; leave it out of data.features"
+NOTHING: Final = "nothing to learn from, best left out of data.features"
 CONSTANT: Final = f"the same value in all training rows: {NOTHING}"
 
 FEW_ROWS: Final = 20

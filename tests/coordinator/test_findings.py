@@ -20,7 +20,7 @@ def found(features: dict[str, Any], dtype: Any = "float32", **options: Any) -> l
     return findings(columns, model, scan_rows([table], columns, model, lambda row: f"row {row + 1}"))
 
 
-CONSTANT = "the same value in all training rows: nothing can be learnt of it; leave it out of data.features"
+CONSTANT = "the same value in all training rows: nothing to learn from, best left out of data.features"
 INEXACT = "whole numbers that differ by less than float32 can tell; scale it, make it a category, or use float64"
 COARSE = "values that differ by less than float32 can tell; scale it or use float64"
 UNREADABLE = "that differ by less than float64 can tell; subtract a number near all of them"
