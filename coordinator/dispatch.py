@@ -49,7 +49,7 @@ class Dispatcher:
         """
         self._inspect = inspect
         self._notices: list[str] = []
-        self._assembled = False
+        self._assembled = self._streamed = False
         self._pool = pool
         self._spec = spec
         self._shards = shards
@@ -72,8 +72,14 @@ class Dispatcher:
             self._await_members(self._spec.least if restarted else self._spec.first)
         self._assembled = True
 
-    def learn_to_load(self, load: Callable[[Shards], PrepareShards]) -> None:
-        """Have every worker hold its shards, and from now on whatever becomes its."""
+    def learn_to_load(self, load: Callable[[Shards], PrepareShards], *, streamed: bool) -> None:
+        """Have every worker hold its shards, and from now on whatever becomes its.
+
+        Args:
+            load: makes the task.
+            streamed: whether rows may have to be read in the middle of a job, which takes as long as it takes.
+        """
+        self._streamed = streamed
         self.crew.learn_to_load(load)
         self._run(Job(None), None)
 
@@ -105,7 +111,7 @@ class Dispatcher:
         recent = self._durations[kind]
         self.seconds = {}
         began, lost = monotonic(), self.crew.lost
-        answers = self._run(Job(task, rows), patience(recent, self._spec.deadline_seconds))
+        answers = self._run(Job(task, rows), self._patience(recent))
         if self.crew.lost == lost:
             recent.append(monotonic() - began)
         return answers
@@ -121,7 +127,7 @@ class Dispatcher:
         if runners is None or not self.crew.settled or not runners.can_run_ahead(self.crew.shares):
             return False
         self._began = monotonic(), self.crew.lost
-        limit = patience(self._durations["ahead"] or self._durations["round"], self._spec.deadline_seconds)
+        limit = self._patience(self._durations["ahead"] or self._durations["round"])
         runners.run_ahead(rounds(self.crew.run_ahead()), limit)
         return True
 
@@ -145,6 +151,9 @@ class Dispatcher:
         if self.crew.lost == lost:
             self._durations["ahead"].append(monotonic() - began)
         return rounds
+
+    def _patience(self, recent: Sequence[float]) -> float | None:
+        return None if self._streamed else patience(recent, self._spec.deadline_seconds)
 
     def _raise_failure(self) -> None:
         if self._failures:

@@ -196,7 +196,7 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
         if checkpoint is not None:
             warnings += check_origin(checkpoint, origin, job)
             start = checkpoint.snapshot
-    dispatcher.learn_to_load(lambda shards: PrepareShards(setup, shards, encoding))
+    dispatcher.learn_to_load(lambda shards: PrepareShards(setup, shards, encoding), streamed=window is not None)
     warnings += findings(setup.columns, job.model, known)
     training = Training(job, setup, dispatcher, updater, start)
     return Prepared(setup, encoding, dispatcher, layout, training, start.progress, origin, warnings)

@@ -127,6 +127,23 @@ def dies_in(kind: type[Task], *deaths: tuple[int, int]) -> Fate:
     return fate
 
 
+@pytest.mark.parametrize(("shuffle", "limited"), [("full", True), ("window", False)])
+def test_a_round_that_may_have_to_read_rows_may_take_any_time(
+    run_job: Run, blobs_job: Document, shuffle: str, *, limited: bool
+) -> None:
+    given: list[float | None] = []
+
+    class Watched(ScriptedPool):
+        def submit(self, worker: int, task: Task, patience: float | None) -> None:
+            if isinstance(task, ComputeGradients):
+                given.append(patience)
+            super().submit(worker, task, patience)
+
+    run_job(blobs_job, {"data.shuffle": shuffle}, pool=Watched(2))
+    assert len(given) > 2
+    assert all((patience is not None) == limited for patience in given[2:])
+
+
 def test_weights_are_published_once_for_a_round_and_the_evaluation_before_it(run_job: Run, blobs_job: Document) -> None:
     published: list[int] = []
 
