@@ -88,18 +88,18 @@ class Follower:
 
     async def _stream(self, job: str) -> bool:
         """Write what a stream has beyond what is written, until it ends; return whether it is only silent."""
-        position = 0
-        try:
-            async with asyncio.timeout(self._silence) as limit:
-                async for text in self._source.stream(job):
-                    self._take(text, position)
-                    position += len(text)
-                    limit.reschedule(asyncio.get_running_loop().time() + self._silence)
-        except TimeoutError:
-            return True
-        except (RuntimeError, aiohttp.ClientError, OSError):
-            pass
-        return False
+        position, stream = 0, self._source.stream(job)
+        while True:
+            try:
+                async with asyncio.timeout(self._silence):
+                    text = await anext(stream)
+            except TimeoutError:
+                return True
+            except (StopAsyncIteration, RuntimeError, aiohttp.ClientError, OSError):
+                return False
+            # Apart from the reading: where nobody takes what is written any more, following is at its end.
+            self._take(text, position)
+            position += len(text)
 
     def _take(self, text: str, position: int) -> None:
         fresh = text[max(self._written - position, 0) :]

@@ -62,6 +62,8 @@ def exit_codes(*, debug: bool) -> Iterator[None]:
     """Turn errors into one sentence on stderr and an exit code."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever read the output has gone, which click ends the command for without a word
     except (Exception, KeyboardInterrupt) as error:
         fail(*verdict(error), debug=debug)
 

@@ -51,7 +51,7 @@ from coordinator.update import Updater
 from coordinator.watch import Watch
 from worker.blas import fingerprint
 from worker.encoding import Encoding
-from worker.errors import UserError
+from worker.errors import JobError, UserError
 from worker.messages import CountRows, PrepareShards, RowCounts, Setup
 from worker.model import Layout
 from worker.scan import Scan
@@ -183,8 +183,7 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
     window = setup.plan.window
     pieces = "" if window is None else sha256(repr(window.cuts).encode()).hexdigest()
     origin = Origin(job=decisive(job), rows=setup.plan.rows, parameters=layout.size, fingerprint=ours, pieces=pieces)
-    weights_P = starting_weights(job.model, layout, job.job.seed, job.storage)
-    start, warnings = Snapshot(Progress(), updater.start(weights_P), weights_P), list[str]()
+    start, warnings = _beginning(job, layout, updater), list[str]()
     if order.resume:
         folder = checkpoints(order.folder)
         checkpoint, warnings = find_checkpoint(folder)
@@ -200,6 +199,19 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
     warnings += findings(setup.columns, job.model, known)
     training = Training(job, setup, dispatcher, updater, start)
     return Prepared(setup, encoding, dispatcher, layout, training, start.progress, origin, warnings)
+
+
+def _beginning(job: JobSpec, layout: Layout, updater: Updater) -> Snapshot:
+    try:
+        weights_P = starting_weights(job.model, layout, job.job.seed, job.storage)
+        return Snapshot(Progress(), updater.start(weights_P), weights_P)
+    except MemoryError as error:
+        gigabytes = layout.size * np.dtype(job.model.dtype).itemsize / 1e9
+        raise JobError(
+            "model.hidden",
+            f"a network of {layout.size:,} parameters takes {gigabytes:,.0f} GB for its weights alone, for which this machine "
+            "has no memory; use fewer or smaller layers",
+        ) from error
 
 
 def _count(dispatcher: Dispatcher, inspection: Inspection, shards: int) -> RowCounts:

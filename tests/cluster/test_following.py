@@ -81,6 +81,17 @@ def test_one_that_breaks_off_is_taken_up_where_it_ended(first: list[Piece], brea
     assert followed.report.exit_code == 4
 
 
+def test_following_ends_where_nobody_reads_what_is_written() -> None:
+    class Gone(Followed):
+        def write(self, text: str) -> None:
+            raise BrokenPipeError
+
+    source = Scripted([["one\n", "two\n"]] * 2, ["RUNNING"])
+    with pytest.raises(BrokenPipeError):
+        Gone(source)
+    assert source.opened == 1
+
+
 def test_what_a_stream_did_not_bring_any_more_is_fetched() -> None:
     followed = Followed(Scripted([["one\nt", RuntimeError()]], ["STOPPED"]))
     assert (followed.written, followed.notices, followed.report.exit_code) == (LOG, [], 130)

@@ -260,6 +260,12 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], type[UserError], str]] =
         JobError,
         "model.initial_weights: ",
     ),
+    "a network that no machine has memory for": (
+        rows(),
+        {"model.hidden": [10**13]},
+        JobError,
+        "model.hidden: a network of ",
+    ),
     "missing initial weights": (
         rows(),
         {"model.initial_weights": "none.safetensors"},
