@@ -241,8 +241,9 @@ def _train(
     writer = CheckpointWriter(directory.checkpoints, job.checkpoint, prepared.origin, directory.write_history)
     clock = _Clock(order.began, prepared.setup.plan, prepared.progress)
     failure: PoolError | None = None
-    yield watch.report(_started(order, prepared, training.crew, directory.records(), watch))
-    yield from map(watch.report, _notices(prepared.warnings))
+    history = directory.records()
+    yield watch.report(_started(order, prepared, training.crew, history, watch))
+    yield from map(watch.report, _notices(prepared.warnings + _lacking(prepared.progress.history_lines - len(history))))
     try:
         for event in training.events(interrupted):
             clock.observe(event)
@@ -282,6 +283,10 @@ def _from_now_on(interrupted: Callable[[], bool]) -> Callable[[], bool]:
     """Return what tells of an interrupt that has yet to come: one that ended the training is to be told to those who look."""
     already = interrupted()
     return lambda: not already and interrupted()
+
+
+def _lacking(lines: int) -> list[str]:
+    return [f"history.jsonl lacks the lines of {lines} of the epochs before the checkpoint"] if lines > 0 else []
 
 
 def _notices(messages: list[str]) -> list[Noticed]:

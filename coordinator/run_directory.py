@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Final
 
 from coordinator.folders import Folder, reason
-from coordinator.history import History
+from coordinator.history import HISTORY, History
 from coordinator.records import EpochRecord, Noticed, Summary
 from worker.errors import UserError
 
@@ -106,7 +106,7 @@ def checkpoints(folder: Folder) -> Folder:
 def holds_run(folder: Folder) -> bool:
     """Return whether a run was begun in the directory. Raises RunDirectoryError where that can't be told."""
     with writable(folder):
-        return folder.exists(JOB) or folder.exists(SUMMARY)
+        return any(folder.exists(name) for name in (JOB, SUMMARY, HISTORY))
 
 
 def check(folder: Folder) -> None:

@@ -77,7 +77,7 @@ def test_an_empty_directory_is_used(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.jsonl", "job.toml", "report.html", "summary.json"]
 
 
-@pytest.mark.parametrize("left", ["job.toml", "summary.json"])
+@pytest.mark.parametrize("left", ["job.toml", "summary.json", "history.jsonl"])
 def test_a_directory_that_holds_a_run_is_refused_and_left_alone(tmp_path: Path, left: str) -> None:
     (tmp_path / left).write_text("of another run")
 

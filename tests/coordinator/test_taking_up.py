@@ -222,6 +222,14 @@ def test_a_checkpoint_that_can_not_be_written_stops_nothing(job: Document, tmp_p
     assert any(isinstance(event, Noticed) and "could not be written" in event.message for event in events)
 
 
+def test_lines_of_history_that_are_gone_are_told_of(job: Document, tmp_path: Path) -> None:
+    go(tmp_path, job, "cut", after=9)
+    (tmp_path / "cut" / "history.jsonl").unlink()
+    events = go(tmp_path, job, "cut", resume=True)
+    told = [event.message for event in events if isinstance(event, Noticed)]
+    assert told == ["history.jsonl lacks the lines of 2 of the epochs before the checkpoint"]
+
+
 def test_the_newest_and_the_best_are_kept(job: Document, tmp_path: Path) -> None:
     summary = summary_of(go(tmp_path, job, "run", training__epochs=30, checkpoint__keep=2, stopping__patience=20))
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
