@@ -60,7 +60,12 @@ def find_files(address: str, key: str, storage: StorageSpec) -> list[Found]:
 def _find_here(path: str) -> tuple[bool, str, list[str]]:
     """Return whether there is such a folder, the folder that names count from, and the paths of the files."""
     if has_magic(path) and not Path(path).exists():
-        return False, str(PurePosixPath(*_fixed(path))), [found for found in glob(path, recursive=True) if Path(found).is_file()]
+        # As a set, since a path that fits a pattern of several ** in several ways is found as often.
+        return (
+            False,
+            str(PurePosixPath(*_fixed(path))),
+            [found for found in set(glob(path, recursive=True)) if Path(found).is_file()],
+        )
     if Path(path).is_dir():
         found = [str(file) for file in Path(path).rglob("*") if file.is_file() and _wanted(PurePosixPath(file).relative_to(path))]
         return True, path, found

@@ -164,7 +164,7 @@ def _read_parquet(handle: pa.NativeFile, address: str, first: int, last: int, co
         options = {"pre_buffer": True}
         if largest > GROUP_BYTES:
             options = {"pre_buffer": False, "buffer_size": _buffer_bytes(GROUP_BYTES, STREAM_BYTES, metadata.num_columns)}
-    with pq.ParquetFile(handle, metadata=metadata, **options) as file:
+    with pq.ParquetFile(handle, metadata=metadata, page_checksum_verification=True, **options) as file:
         batch_rows = _batch_rows(file.schema_arrow, columns)
         for group in groups:  # one after the other, since what is buffered before is all that is asked for
             place = starts[group]

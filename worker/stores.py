@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from worker.errors import UserError, require
+from worker.errors import JobError, UserError, require
 
 CONNECT_SECONDS: Final = 10.0
 """After which an attempt to reach a store is given up."""
@@ -87,7 +87,10 @@ def is_remote(address: str) -> bool:
 
 def local_path(address: str) -> str:
     """Return the path of an address on this machine: a plain one as it is, that of a file URI without its escapes."""
-    return unquote(urlsplit(address).path) if address.startswith("file://") else address
+    if not address.startswith("file://"):
+        return address
+    # Not split as a web address is: # and ? may be part of a name, or of a glob.
+    return unquote(address.removeprefix("file://").removeprefix("localhost"))
 
 
 def check_address(address: str, key: str) -> None:
@@ -147,10 +150,13 @@ def _environment(*names: str) -> str | None:
 
 def _split_endpoint(endpoint: str, key: str) -> tuple[str, str]:
     """Return the scheme of an endpoint, and its host and port."""
-    parts = urlsplit(endpoint)
-    fits = parts.scheme in ("http", "https") and bool(parts.netloc) and "@" not in parts.netloc
-    plain = fits and parts.path in ("", "/") and not parts.query
-    require(plain, key, "must be a URL such as https://store.example:9000, of a host and port alone, without credentials")
+    wanted = "must be a URL such as https://store.example:9000, of a host and port alone, without credentials"
+    try:
+        parts = urlsplit(endpoint)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
+    except ValueError as error:  # of brackets without an end, and ports that are no numbers
+        raise JobError(key, wanted) from error
+    require(fits and parts.path in ("", "/") and not (parts.query or parts.fragment), key, wanted)
     return parts.scheme, parts.netloc
 
 

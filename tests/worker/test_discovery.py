@@ -150,3 +150,19 @@ def test_a_store_that_fails_is_told_of_in_one_sentence(store: Any) -> None:
 def test_an_address_that_is_no_good_is_refused_by_its_key() -> None:
     with pytest.raises(JobError, match=r"^--data: ftp://… is no address that can be read; accepted are "):
         find_files("ftp://host/rows.csv", "--data", DEFAULT_STORAGE)
+
+
+def test_a_file_that_fits_a_glob_in_several_ways_is_found_once(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b" / "rows.csv"
+    deep.parent.mkdir(parents=True)
+    deep.touch()
+    found = find_files(f"{tmp_path}/**/**/*.csv", "data.train", DEFAULT_STORAGE)
+    assert [file.place.path for file in found] == [str(deep)]
+
+
+@pytest.mark.parametrize("name", ["a.csv#1.csv", "a.csv?1.csv", "a.csv%1.csv"])
+def test_a_file_uri_names_its_file_whole(name: str, tmp_path: Path) -> None:
+    for there in ("a.csv", name):
+        (tmp_path / there).touch()
+    found = find_files(f"file://{tmp_path}/{name}", "data.train", DEFAULT_STORAGE)
+    assert [file.place.path for file in found] == [f"{tmp_path}/{name}"]

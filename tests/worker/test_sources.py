@@ -596,3 +596,15 @@ def test_what_is_decoded_of_many_row_groups_does_not_pile_up(tmp_path: Path) -> 
 
     assert read == rows - 5
     assert most < 6 * group * 4 * 8  # a few groups of 4 columns of 8 bytes, of 40
+
+
+def test_parquet_that_does_not_fit_its_checksums_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    values = np.arange(1000.0)
+    pq.write_table(pa.table({"a": values}), path, write_page_checksum=True, use_dictionary=False, compression="none")
+    content = path.read_bytes()
+    place = content.index(values.tobytes()) + 4000
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    source = open_source(str(path), "data.train")
+    with pytest.raises(DataError, match=r"rows\.parquet: can't be read as Parquet: .*CRC"):
+        read_rows(source, 0, source.rows, ["a"])
