@@ -43,6 +43,9 @@ GROUP_BYTES: Final = 128 << 20
 
 LEAST_BUFFER: Final = 64 << 10
 
+TAIL_BYTES: Final = 4096
+"""Of a CSV's end that are looked at; more empty lines than that are not looked behind."""
+
 STREAM_BYTES: Final = 8 << 20
 """Asked of a store at once where a file is read from its beginning."""
 
@@ -112,13 +115,29 @@ def count_csv(
         address: of the file.
         names: of its columns.
         doubtful: the guesses, by name.
+
+    Raises:
+        DataError: the file ends within quotes, which may have taken rows for a part of a value.
     """
-    rows, wrong = 0, set[str]()
+    rows, wrong, last = 0, set[str](), b""
+    tail = b"" if address.lower().endswith(".gz") else _tail(handle)
     with _open_csv(handle, address, dict.fromkeys(names, pa.binary())) as reader:
         for batch in reader:
             rows += batch.num_rows
             wrong |= {name for name in doubtful.keys() - wrong if not _holds(batch.column(name), doubtful[name])}
+            last = batch.column(names[-1])[-1].as_py() or b"" if batch.num_rows else last
+    # A value of several lines stood in quotes, so the file ends with one, if that is its last value.
+    end = tail.rstrip(b"\r\n")
+    if end and b"\n" in last and not end.endswith(b'"'):
+        raise DataError(f"{address}: row {rows}, column '{names[-1]}': has a quote that is not closed; close it, or take it out")
     return rows, sorted(wrong)
+
+
+def _tail(handle: pa.NativeFile) -> bytes:
+    handle.seek(max(0, handle.size() - TAIL_BYTES))
+    content: bytes = handle.read(TAIL_BYTES)
+    handle.seek(0)
+    return content
 
 
 def _holds(values: pa.Array, guess: pa.DataType) -> bool:

@@ -598,6 +598,19 @@ def test_what_is_decoded_of_many_row_groups_does_not_pile_up(tmp_path: Path) -> 
     assert most < 6 * group * 4 * 8  # a few groups of 4 columns of 8 bytes, of 40
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\n"])
+def test_a_quote_that_is_not_closed_takes_no_rows_in_silence(end: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('y,c\n2,a\n3,"b\n4,c\n5,d' + end, newline="")
+    source = open_source(str(path), "data.train")
+    with pytest.raises(DataError, match=r"rows\.csv: row 2, column 'c': has a quote that is not closed"):
+        count_rows(source.files[0], DEFAULT_STORAGE, {})
+
+    path.write_text('y,c\n2,a\n3,"b\n4,c\n5,d"' + end, newline="")
+    source = open_source(str(path), "data.train")
+    assert count_rows(source.files[0], DEFAULT_STORAGE, {}) == CsvCount(2)
+
+
 def test_parquet_that_does_not_fit_its_checksums_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     values = np.arange(1000.0)
