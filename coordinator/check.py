@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from coordinator.column_plans import ColumnPlan, plan_columns
 from coordinator.findings import findings
 from coordinator.job import JobSpec
-from coordinator.model_files import starting_weights
+from coordinator.model_files import enough_memory, starting_weights
 from coordinator.optimizers import make_optimizer
 from coordinator.preparation import fit_encoding, inspect, make_plan, make_setup, shuffled
 from worker.engine import Worker
@@ -84,8 +84,9 @@ def check_job(job: JobSpec, progress: Callable[[int], None] = lambda _: None) ->
     encoding, known = fit_encoding(setup, lambda task: _scan_in_turn(task, plan.shards, progress))
     setup = shuffled(job, setup, encoding)
     layout = encoding.network(job.model).layout
-    weights = starting_weights(job.model, layout, job.job.seed)
-    state = make_optimizer(job.optimizer).init(weights)
+    with enough_memory(layout, job.model):
+        weights = starting_weights(job.model, layout, job.job.seed, job.storage)
+        state = make_optimizer(job.optimizer).init(weights)
     validation_rows = plan.validation_rows if inspection.validation is None else inspection.validation.rows
     share, limit = -(-plan.shards // job.workers.first), memory_limit(setup.memory_limit, 1 / job.workers.most)
     keeping = choose_keeping(setup, encoding, range(share), limit)

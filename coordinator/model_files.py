@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -133,6 +134,20 @@ def starting_weights(model: ModelSpec, layout: Layout, seed: int, storage: Stora
     key = "model.initial_weights"
     folder, name = open_parent(parse_address(model.initial_weights, key, to_write=False), storage)
     return read_weights(folder, name, layout, model.dtype, lambda problem: JobError(key, problem))
+
+
+@contextmanager
+def enough_memory(layout: Layout, model: ModelSpec) -> Iterator[None]:
+    """Turn a lack of memory for parameters, or what is kept of each, into a JobError."""
+    try:
+        yield
+    except MemoryError as error:
+        gigabytes = layout.size * np.dtype(model.dtype).itemsize / 1e9
+        raise JobError(
+            "model.hidden",
+            f"a network of {layout.size:,} parameters takes {gigabytes:,.0f} GB for its weights alone, for which this machine "
+            "has no memory; use fewer or smaller layers",
+        ) from error
 
 
 def read_weights(folder: Folder, name: str, layout: Layout, dtype: str, fault: Callable[[str], Exception]) -> Floats:

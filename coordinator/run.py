@@ -18,7 +18,7 @@ from coordinator.dispatch import Dispatcher, PoolError
 from coordinator.findings import findings
 from coordinator.folders import Address, Folder, name_of, open_folder
 from coordinator.job import JobSpec, decisive, dump_job
-from coordinator.model_files import save_model, starting_weights, weights_digest
+from coordinator.model_files import enough_memory, save_model, starting_weights, weights_digest
 from coordinator.pool import Pool
 from coordinator.preparation import Inspection, fit_encoding, inspect, make_plan, make_setup, shuffled
 from coordinator.records import (
@@ -51,7 +51,7 @@ from coordinator.update import Updater
 from coordinator.watch import Watch
 from worker.blas import fingerprint
 from worker.encoding import Encoding
-from worker.errors import JobError, UserError
+from worker.errors import UserError
 from worker.messages import CountRows, PrepareShards, RowCounts, Setup
 from worker.model import Layout
 from worker.scan import Scan
@@ -183,7 +183,9 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
     window = setup.plan.window
     pieces = "" if window is None else sha256(repr(window.cuts).encode()).hexdigest()
     origin = Origin(job=decisive(job), rows=setup.plan.rows, parameters=layout.size, fingerprint=ours, pieces=pieces)
-    start, warnings = _beginning(job, layout, updater), list[str]()
+    with enough_memory(layout, job.model):
+        weights_P = starting_weights(job.model, layout, job.job.seed, job.storage)
+        start, warnings = Snapshot(Progress(), updater.start(weights_P), weights_P), list[str]()
     if order.resume:
         folder = checkpoints(order.folder)
         checkpoint, warnings = find_checkpoint(folder)
@@ -199,19 +201,6 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
     warnings += findings(setup.columns, job.model, known)
     training = Training(job, setup, dispatcher, updater, start)
     return Prepared(setup, encoding, dispatcher, layout, training, start.progress, origin, warnings)
-
-
-def _beginning(job: JobSpec, layout: Layout, updater: Updater) -> Snapshot:
-    try:
-        weights_P = starting_weights(job.model, layout, job.job.seed, job.storage)
-        return Snapshot(Progress(), updater.start(weights_P), weights_P)
-    except MemoryError as error:
-        gigabytes = layout.size * np.dtype(job.model.dtype).itemsize / 1e9
-        raise JobError(
-            "model.hidden",
-            f"a network of {layout.size:,} parameters takes {gigabytes:,.0f} GB for its weights alone, for which this machine "
-            "has no memory; use fewer or smaller layers",
-        ) from error
 
 
 def _count(dispatcher: Dispatcher, inspection: Inspection, shards: int) -> RowCounts:

@@ -155,3 +155,9 @@ def test_a_streamed_row_that_can_not_be_used_is_named(run_job: Run, job: Documen
 
     with pytest.raises(DataError, match=rf"^{path}: row 7, column 'kind': class 'dog' does not occur"):
         run_job(job)
+
+
+def test_check_refuses_a_network_that_no_machine_has_memory_for(blobs_job: Document, tmp_path: Path) -> None:
+    blobs_job["model"]["hidden"] = [10**13]
+    with pytest.raises(JobError, match=r"^model\.hidden: a network of "):
+        plan_of(blobs_job, tmp_path)

@@ -5,18 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
+from safetensors.numpy import save_file
 
 from coordinator.check import check_job
 from coordinator.job import load_job, storage_of
 from coordinator.model_files import load_model
 from coordinator.records import Event, Summary
 from coordinator.scoring import evaluate, predict
-from worker.errors import DataError
+from worker.errors import DataError, JobError
 from worker.sources import open_source, read_batches, read_rows
 from worker.stores import StorageSpec
 
@@ -126,3 +128,12 @@ def test_check_reads_a_store(remote_job: Document, tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text(tomli_w.dumps(remote_job))
 
     assert check_job(load_job(tmp_path / "job.toml", {})).files == "3 Parquet files"
+
+
+def test_check_reads_starting_weights_from_a_store(remote_job: Document, store: Any, tmp_path: Path) -> None:
+    save_file({"other": np.zeros(1, np.float32)}, tmp_path / "start.safetensors")
+    remote_job["model"]["initial_weights"] = store.put("start.safetensors", tmp_path / "start.safetensors")
+    (tmp_path / "job.toml").write_text(tomli_w.dumps(remote_job))
+
+    with pytest.raises(JobError, match=r"^model\.initial_weights: s3://\S+/start\.safetensors: lacks 'layers\.0\.bias'"):
+        check_job(load_job(tmp_path / "job.toml", {}))
