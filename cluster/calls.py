@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from ray.exceptions import ActorUnavailableError, ActorUnschedulableError, ObjectLostError, RayActorError
 
+from worker.errors import first_line
+
 _CAUSES: Final = {
     "NODE_OUT_OF_MEMORY": "Ray ended it, since its node had hardly any memory left",
     "low on memory": "Ray ended it, since its node had hardly any memory left",
@@ -75,9 +77,3 @@ def death_cause(error: BaseException) -> str:
         if words in text:
             return cause
     return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, which for Ray's is the one that says what happened."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -26,7 +26,21 @@ from cluster.display import (
     rows_table,
 )
 from cluster.jobs_cli import COMMANDS
-from cluster.options import DEBUG, JOB, SET, STATUS_EXIT, WORKERS, Exit, MismatchError, exit_codes, load, parse_workers
+from cluster.options import (
+    AUTO_RESUME,
+    DEBUG,
+    JOB,
+    RESUME,
+    SET,
+    STATUS_EXIT,
+    WORKERS,
+    Exit,
+    MismatchError,
+    chosen_resumes,
+    exit_codes,
+    load,
+    parse_workers,
+)
 from cluster.plan import print_plan
 from cluster.status_file import Displays, StatusFile
 from coordinator.check import check_job
@@ -39,7 +53,6 @@ from coordinator.run import Order, check_directory, decided
 from coordinator.scoring import evaluate as evaluate_model
 from coordinator.scoring import predict as predict_with_model
 from worker.blas import one_thread
-from worker.errors import UserError
 from worker.stores import DEFAULT_STORAGE, StorageSpec
 
 WIDE: Final = 160
@@ -67,8 +80,8 @@ def main() -> None:
 @WORKERS
 @SET
 @click.option("--run-dir", metavar="DIR", help="A folder or the URI of one. Default: runs/NAME-TIME.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, from its newest whole checkpoint.")
-@click.option("--auto-resume", is_flag=True, help="Go on with the run in --run-dir if there is one, else begin it.")
+@RESUME
+@AUTO_RESUME
 @click.option(
     "--address",
     default="local",
@@ -123,9 +136,7 @@ def train(
         if metrics_sd_dir is not None:
             metrics["metrics.sd_dir"] = str(metrics_sd_dir.absolute())
         job = load(job_file, overrides, metrics | (parse_workers(workers) if workers is not None else {}))
-        if (resume or auto_resume) and run_dir is None:
-            option = "--resume" if resume else "--auto-resume"
-            raise UserError(f"{option}: needs --run-dir, the directory of the run to go on with")
+        chosen_resumes(run_dir, resume=resume, auto_resume=auto_resume)
         directory = parse_address(run_dir or _new_run_directory(job), "--run-dir", to_write=True)
         order = Order(job, directory, began, resume, auto_resume)
         summary = _train(order, address, Displays(make_display(progress, make_console()), status), debug=debug)

@@ -17,12 +17,11 @@ from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cluster.addresses import SERVER, TOKENS
-from cluster.calls import first_line
 from cluster.job_reports import VERSION, JobReport, describe
 from cluster.status_file import RunStatus, read_status
 from cluster.submitted import needs, status_name
 from coordinator.dispatch import PoolError
-from worker.errors import UserError
+from worker.errors import UserError, first_line
 
 CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 120.0

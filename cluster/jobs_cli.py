@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from cluster.addresses import settle
-from cluster.options import DEBUG, JOB, SET, WORKERS, exit_codes, parse_workers, replaced
+from cluster.options import AUTO_RESUME, DEBUG, JOB, RESUME, SET, WORKERS, chosen_resumes, exit_codes, parse_workers, replaced
 from coordinator.job import read_job
 from worker.errors import UserError
 
@@ -33,8 +33,8 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for s
     metavar="DIR",
     help="On the cluster: a full path or a URI that all its machines see. Default: ~/isograd-runs/ID there.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, from its newest whole checkpoint.")
-@click.option("--auto-resume", is_flag=True, help="Go on with the run in --run-dir if there is one, else begin it.")
+@RESUME
+@AUTO_RESUME
 @click.option("--upload-data", is_flag=True, help="Take rows and starting weights that are found here along, if they are small.")
 @click.option("--pip", "install", is_flag=True, help="Have the cluster's nodes install what isograd needs, in the versions here.")
 @click.option("--submission-id", metavar="ID", help="Default: isograd-NAME-TIME and four more characters.")
@@ -64,14 +64,11 @@ def submit(
     """
     with exit_codes(debug=debug):
         job = read_job(job_file, replaced(overrides, parse_workers(workers) if workers is not None else {}))
-        chosen = [option for option, given in (("--resume", resume), ("--auto-resume", auto_resume)) if given]
-        for option in chosen:
-            if run_dir is None:
-                raise UserError(f"{option}: needs --run-dir, the directory of the run to go on with")
-            if upload_data:
-                raise UserError(
-                    f"{option}: what --upload-data takes along is another dataset each time; put it where the cluster sees it"
-                )
+        chosen = chosen_resumes(run_dir, resume=resume, auto_resume=auto_resume)
+        if chosen and upload_data:
+            raise UserError(
+                f"{chosen[0]}: what --upload-data takes along is another dataset each time; put it where the cluster sees it"
+            )
         commands = _commands(address, as_json=as_json, debug=debug)
         submission = commands.submit(
             job, job_file.resolve().parent, run_dir, submission_id, chosen, upload=upload_data, install=install

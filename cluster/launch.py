@@ -13,7 +13,6 @@ import ray
 import ray._private.worker as ray_worker
 from ray.exceptions import RayError
 
-from cluster.calls import first_line
 from cluster.follow import follow
 from cluster.orphans import StartTimeoutError, end_agents_with, start_anew_if_late
 from coordinator.dispatch import PoolError
@@ -21,6 +20,7 @@ from coordinator.pool import InProcessPool, WorkersSpec
 from coordinator.records import Event
 from coordinator.run import Order, run
 from worker.blas import one_thread
+from worker.errors import first_line
 
 IN_PROCESS: Final = "none"
 LOCAL: Final = "local"

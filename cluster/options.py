@@ -31,6 +31,8 @@ SET = click.option(
     metavar="SECTION.KEY=VALUE",
     help="Replace a value of the job file; may be repeated.",
 )
+RESUME = click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, from its newest whole checkpoint.")
+AUTO_RESUME = click.option("--auto-resume", is_flag=True, help="Go on with the run in --run-dir if there is one, else begin it.")
 DEBUG = click.option("--debug", is_flag=True, help="Show tracebacks, and Ray's own messages.")
 
 
@@ -98,6 +100,14 @@ def load(job_file: Path, overrides: tuple[str, ...], options: Mapping[str, objec
 def replaced(overrides: tuple[str, ...], options: Mapping[str, object]) -> dict[str, object]:
     """Return the values that replace the file's; `options` are keys that have an option of their own, which wins over `--set`."""
     return dict(parse_override(text) for text in overrides) | dict(options)
+
+
+def chosen_resumes(run_dir: str | None, *, resume: bool, auto_resume: bool) -> list[str]:
+    """Return which of --resume and --auto-resume were given. Raises UserError where they don't know of which run."""
+    chosen = [option for option, given in (("--resume", resume), ("--auto-resume", auto_resume)) if given]
+    if chosen and run_dir is None:
+        raise UserError(f"{chosen[0]}: needs --run-dir, the directory of the run to go on with")
+    return chosen
 
 
 def parse_workers(text: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import IO, Final, Protocol
 
 from coordinator.local_folder import LocalFolder
 from coordinator.stored_folder import StoredFolder
-from worker.errors import require
+from worker.errors import first_line, require
 from worker.stores import StorageSpec, check_address, is_remote, local_path, locate
 
 Address = Path | str
@@ -121,4 +121,4 @@ def name_of(address: Address) -> str:
 
 def reason(error: OSError) -> str:
     """Return why, in one line."""
-    return (error.strerror or str(error).partition("\n")[0] or type(error).__name__).rstrip(".")
+    return (error.strerror or first_line(error)).rstrip(".")

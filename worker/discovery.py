@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow import fs
 
-from worker.errors import DataError, JobError
+from worker.errors import DataError, JobError, first_line
 from worker.formats import format_of
-from worker.stores import Place, StorageSpec, check_address, is_remote, locate, reason
+from worker.stores import Place, StorageSpec, check_address, is_remote, locate
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def find_files(address: str, key: str, storage: StorageSpec) -> list[Found]:
         try:
             there, base, paths = _find_in_store(place)
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{address}: can't be read: {reason(error)}") from error
+            raise DataError(f"{address}: can't be read: {first_line(error)}") from error
     else:
         there, base, paths = _find_here(place.path)
     if not paths:
@@ -61,11 +61,8 @@ def _find_here(path: str) -> tuple[bool, str, list[str]]:
     """Return whether there is such a folder, the folder that names count from, and the paths of the files."""
     if has_magic(path) and not Path(path).exists():
         # As a set, since a path that fits a pattern of several ** in several ways is found as often.
-        return (
-            False,
-            str(PurePosixPath(*_fixed(path))),
-            [found for found in set(glob(path, recursive=True)) if Path(found).is_file()],
-        )
+        found = [file for file in set(glob(path, recursive=True)) if Path(file).is_file()]
+        return False, str(PurePosixPath(*_fixed(path))), found
     if Path(path).is_dir():
         found = [str(file) for file in Path(path).rglob("*") if file.is_file() and _wanted(PurePosixPath(file).relative_to(path))]
         return True, path, found

@@ -24,6 +24,12 @@ class DataError(UserError):
     """The data can't be used as it is; the message names file, and row or column where there is one."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library says of an error: the one that says what happened."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def require(condition: bool, key: str, problem: str) -> None:
     """Raise `JobError(key, problem)` unless `condition` holds."""
     if not condition:

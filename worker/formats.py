@@ -11,8 +11,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 
-from worker.errors import DataError
-from worker.stores import Place, is_remote, reason
+from worker.errors import DataError, first_line
+from worker.stores import Place, is_remote
 
 Format = Literal["Parquet", "Arrow IPC", "CSV"]
 
@@ -266,7 +266,7 @@ _TYPES: Final = {"double": "number", "int64": "whole number", "bool": "boolean"}
 
 def _named(place: Place, form: Format, error: Exception) -> DataError:
     """Return an error of the library's as one that names the file, and where that is known row and column."""
-    message = reason(error)
+    message = first_line(error)
     if form == "CSV" and (found := _RAGGED.match(message)):
         row, expected, there = (int(number) for number in found.groups())  # the header is a row there, and none here
         return DataError(f"{place.address}: row {row - 1} has {there} fields, but the header {expected}; mend the row")

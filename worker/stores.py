@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from worker.errors import JobError, UserError, require
+from worker.errors import JobError, UserError, first_line, require
 
 CONNECT_SECONDS: Final = 10.0
 """After which an attempt to reach a store is given up."""
@@ -132,16 +132,10 @@ def locate(address: str, storage: StorageSpec) -> Place:
         filesystem, path = _STORES[scheme](rest, storage)
     except (OSError, pa.ArrowException) as error:
         needs = "; hdfs:// needs Java and Hadoop's client on this machine" if scheme == "hdfs" else ""
-        raise UserError(f"{address}: can't be reached: {reason(error)}{needs}") from error
+        raise UserError(f"{address}: can't be reached: {first_line(error)}{needs}") from error
     if path.strip("/"):  # of HDFS, the root has no other name
         path, address = path.rstrip("/"), address.rstrip("/")
     return Place(filesystem, path, address)
-
-
-def reason(error: Exception) -> str:
-    """Return what a library says of an error, in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _environment(*names: str) -> str | None:
