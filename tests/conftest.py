@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from itertools import count
@@ -43,6 +44,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items if "CI" in os.environ else ():
         if {"cluster", "system"} & set(item.path.parts):
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.fixture
+def shared() -> Callable[[], set[int]]:
+    """Finds the inodes of isograd's memory and sockets that this process has open; libraries open and close others at will."""
+
+    def find() -> set[int]:
+        lines = Path("/proc/net/unix").read_text().splitlines()
+        sockets = {int(line.split()[6]) for line in lines if "@isograd-" in line}
+        found: set[int] = set()
+        for entry in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):
+                inode = entry.stat().st_ino
+                found |= {inode} if inode in sockets or os.readlink(entry).startswith("/memfd:isograd") else set()
+        return found
+
+    return find
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """One Ray for all tests of this folder, and a small job for them."""
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -63,20 +61,3 @@ def small_job(tmp_path: Path) -> Callable[..., JobSpec]:
         return load_job(tmp_path / "job.toml", overrides)
 
     return load
-
-
-@pytest.fixture
-def shared() -> Callable[[], set[int]]:
-    """Finds the inodes of the memory and sockets of exchanges that this process has open; Ray opens and closes others at will."""
-
-    def find() -> set[int]:
-        lines = Path("/proc/net/unix").read_text().splitlines()
-        sockets = {int(line.split()[6]) for line in lines if "@isograd-" in line}
-        found: set[int] = set()
-        for entry in Path("/proc/self/fd").iterdir():
-            with suppress(FileNotFoundError):
-                inode = entry.stat().st_ino
-                found |= {inode} if inode in sockets or os.readlink(entry).startswith("/memfd:isograd") else set()
-        return found
-
-    return find

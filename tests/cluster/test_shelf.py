@@ -1,5 +1,5 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -9,13 +9,13 @@ from worker.segments import Segment
 
 
 @pytest.fixture
-def shelf() -> Iterator[Shelf]:
+def shelf(shared: Callable[[], set[int]]) -> Iterator[Shelf]:
     """The shelf of a coordinator on the node "here", which must leave nothing open."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = shared()
     shelf = Shelf("here")
     yield shelf
     shelf.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not shared() - before
 
 
 def segments(count: int) -> list[Segment]:
