@@ -3,7 +3,8 @@
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -21,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from pyarrow import fs
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
@@ -32,11 +33,13 @@ from coordinator.records import Event, Finished, Summary
 from coordinator.run import Order, run
 from worker.blas import one_thread
 
-# How fast an example runs says nothing about the code on a busy machine.
-settings.register_profile("isograd", deadline=None)
+# How fast an example is made and runs says nothing about the code on a busy machine.
+settings.register_profile("isograd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("isograd")
 
 Document = dict[str, dict[str, Any]]
+PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+CLUSTERS = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_NAMESPACE")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,6 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items if "CI" in os.environ else ():
         if {"cluster", "system"} & set(item.path.parts):
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _surroundings() -> Iterator[None]:
+    """Takes away what a terminal or a shell may have set, and what commands print or whom they ask goes by."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", *PROXIES, *CLUSTERS):
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture
@@ -106,13 +118,15 @@ def waves_job(write_table: Callable[[str, Mapping[str, Any]], Path]) -> Document
 
 
 @pytest.fixture
-def begin_job(tmp_path: Path) -> Callable[..., Iterator[Event]]:
+def begin_job(tmp_path: Path) -> Iterator[Callable[..., Iterator[Event]]]:
     """Runs a job in this process, event by event, each call into a run directory of its own.
 
     Takes the job's document, overrides by dotted key, and as keywords a pool (else as many workers in this process as the
-    job asks for), `interrupted`, and what else an order has: with `directory`, the run is in that one.
+    job asks for), `interrupted`, and what else an order has: with `directory`, the run is in that one. What is not run to its
+    end is closed with the test, and not when the garbage collector comes to it, in the middle of another one.
     """
     runs = 0
+    begun: list[Generator[Event, None, None]] = []
 
     def begin(
         document: Document,
@@ -122,7 +136,7 @@ def begin_job(tmp_path: Path) -> Callable[..., Iterator[Event]]:
         interrupted: Callable[[], bool] = lambda: False,
         directory: Path | str | None = None,
         **more: Any,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         nonlocal runs
         runs += directory is None
         path = tmp_path / "job.toml"
@@ -132,7 +146,13 @@ def begin_job(tmp_path: Path) -> Callable[..., Iterator[Event]]:
         with one_thread():
             yield from run(order, pool or InProcessPool(job.workers.most), interrupted)
 
-    return begin
+    def begin_and_close(*arguments: Any, **options: Any) -> Iterator[Event]:
+        begun.append(begin(*arguments, **options))
+        return begun[-1]
+
+    yield begin_and_close
+    for events in reversed(begun):
+        events.close()
 
 
 @pytest.fixture
@@ -146,6 +166,20 @@ def run_job(begin_job: Callable[..., Iterator[Event]]) -> Callable[..., tuple[li
         return events, last.summary
 
     return call
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
+    """The sockets that listen, or did, from now on."""
+    listeners: list[socket.socket] = []
+    create = socket.create_server
+
+    def created(*arguments: Any, **options: Any) -> socket.socket:
+        listeners.append(create(*arguments, **options))
+        return listeners[-1]
+
+    monkeypatch.setattr("socket.create_server", created)
+    return listeners
 
 
 class Authority:
@@ -200,30 +234,44 @@ class _Quiet(WSGIRequestHandler):
 
 
 class _Faulty:
-    """A web application in front of moto's that fails when it is told to."""
+    """A web application in front of moto's that fails when it is told to, each bucket by itself."""
 
     def __init__(self) -> None:
         self._store = DomainDispatcherApplication(create_backend_app)
-        self.requests: list[str] = []
-        self.faults: list[tuple[str, str]] = []
+        self._lock = threading.Lock()
+        self.requests: defaultdict[str, list[str]] = defaultdict(list)
+        self._faults: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
         self.speak = threading.Event()
 
+    def fail(self, bucket: str, faults: list[tuple[str, str]]) -> None:
+        with self._lock:
+            self._faults[bucket] += faults
+
+    def recover(self, bucket: str) -> None:
+        with self._lock:
+            self._faults[bucket].clear()
+
+    def _next_fault(self, bucket: str, request: str) -> str | None:
+        with self._lock:
+            self.requests[bucket].append(request)
+            faults = self._faults[bucket]
+            place = next((place for place, (requests, _) in enumerate(faults) if requests in request), None)
+            return None if place is None else faults.pop(place)[1]
+
     def __call__(self, environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        request = f"{environment['REQUEST_METHOD']} {environment['PATH_INFO']}"
-        self.requests.append(request)
-        fault = next((fault for fault in self.faults if fault[0] in request), None)
+        path = environment["PATH_INFO"]
+        fault = self._next_fault(path.split("/")[1], f"{environment['REQUEST_METHOD']} {path}")
         if fault is None:
             return self._store(environment, start)
-        self.faults.remove(fault)
-        if fault[1] == "silent":
+        if fault == "silent":
             self.speak.wait()
-        if fault[1] in ("dropped", "silent"):
+        if fault in ("dropped", "silent"):
             environment["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionResetError
-        if fault[1] == "cut":
+        if fault == "cut":
             content = b"".join(self._store(environment, start))
             return [content[: len(content) // 2]]
-        start(fault[1], [("Content-Length", "0")])
+        start(fault, [("Content-Length", "0")])
         return []
 
 
@@ -232,7 +280,7 @@ class Store:
 
     def __init__(self, server: BaseWSGIServer, faulty: _Faulty, bucket: str) -> None:
         self.endpoint = f"http://127.0.0.1:{server.port}"
-        self.requests, self.bucket = faulty.requests, bucket
+        self.requests, self.bucket = faulty.requests[bucket], bucket
         self._faulty = faulty
         self.filesystem = fs.S3FileSystem(
             endpoint_override=self.endpoint, region="us-east-1", access_key="a", secret_key="b", allow_bucket_creation=True
@@ -253,11 +301,11 @@ class Store:
 
     def fail(self, requests: str, how: str, times: int = 1) -> None:
         """Have the next requests with this in "METHOD /PATH" fail: "dropped", "silent", "cut" halfway, or an HTTP status."""
-        self._faulty.faults += [(requests, how)] * times
+        self._faulty.fail(self.bucket, [(requests, how)] * times)
 
     def recover(self) -> None:
         """Have no more requests fail."""
-        self._faulty.faults.clear()
+        self._faulty.recover(self.bucket)
 
 
 @pytest.fixture(scope="session")
@@ -284,5 +332,6 @@ def store(_store_server: tuple[BaseWSGIServer, _Faulty], monkeypatch: pytest.Mon
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
-    yield Store(server, faulty, f"bucket-{next(_buckets)}")
-    faulty.faults.clear()
+    store = Store(server, faulty, f"bucket-{next(_buckets)}")
+    yield store
+    store.recover()

@@ -63,11 +63,12 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    for address in (f"http://127.0.0.1:{port}", f"127.0.0.1:{port}"):
-        with pytest.raises(PoolError, match=f"^no dashboard of Ray's at {address} can be reached: Connection refused$"):
-            connect(address)
+    with socket.socket() as deaf:  # whose port is nobody else's, as long as it does not listen there
+        deaf.bind(("127.0.0.1", 0))
+        port = deaf.getsockname()[1]
+        for address in (f"http://127.0.0.1:{port}", f"127.0.0.1:{port}"):
+            with pytest.raises(PoolError, match=f"^no dashboard of Ray's at {address} can be reached: Connection refused$"):
+                connect(address)
 
 
 def test_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import time
+from time import monotonic, time
 from typing import Any
 
 import pytest
@@ -19,11 +19,13 @@ from coordinator.crew import Event as PoolEvent
 from coordinator.job import JobSpec
 from coordinator.records import Event, Finished, Noticed, RoundDone, Summary
 from coordinator.run import Order, run
+from worker.arrays import Floats
 from worker.blas import one_thread
 from worker.errors import DataError
 from worker.messages import ComputeGradients, GradientSums
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+PATIENCE_SECONDS = 300.0
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +44,16 @@ class Watched(RayPool):
         super().__init__(job.workers)
         self.seen: list[int] = []
         self.sent_ahead = 0
+        self._most_linked = 0 if apart else job.workers.most
         if apart:
             self._roster.node = "another"
+
+    def publish(self, weights_P: Floats) -> None:
+        super().publish(weights_P)
+        until = monotonic() + PATIENCE_SECONDS
+        while self.linked < self._most_linked:  # or the run might be over before
+            assert monotonic() < until
+            self._waker.wait(0.1)
 
     def run_ahead(self, rounds: Ahead, patience: float | None) -> None:
         self.sent_ahead += len(rounds.learning_rates)

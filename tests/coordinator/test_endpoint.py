@@ -298,16 +298,12 @@ def test_the_token_is_in_no_text_about_the_endpoint(open_endpoint: Open, token_f
     assert SECRET not in repr(vars(open_endpoint(token_file=token_file)))
 
 
-def test_a_token_that_can_not_be_read_leaves_no_port_open(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-
+def test_a_token_that_can_not_be_read_leaves_no_port_open(tmp_path: Path, opened: list[socket.socket]) -> None:
     with pytest.raises(JobError) as refused:
-        Endpoint(MetricsSpec(port=port, token_file=str(tmp_path / "missing")), tmp_path, {})
+        Endpoint(MetricsSpec(token_file=str(tmp_path / "missing")), tmp_path, {})
 
-    # `refused` keeps alive whatever was opened until then.
     assert refused.value.key == "metrics.token_file"
-    socket.create_server(("127.0.0.1", port)).close()
+    assert [listener for listener in opened if listener.fileno() != -1] == []
 
 
 def test_a_folder_that_went_meanwhile_does_not_keep_the_endpoint_from_stopping(open_endpoint: Open, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from time import time
 
 import pytest
+from prometheus_client import push_to_gateway
 from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator.export import MetricsSpec, expose
@@ -32,6 +33,7 @@ from coordinator.watch import MOST_WAITING, Watch
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "metrics.md"
 Samples = dict[tuple[str, ...], float]
+SECONDS = 120.0
 ERRORS = Errors(loss=0.1 + 0.2, mean_absolute_error=1 / 3, mean_squared_error=1e-9, error_rate=0.25)
 CREW = CrewStatus(workers=2, shares={0: 2, 1: 2})
 
@@ -243,7 +245,7 @@ def watch(tmp_path: Path) -> Iterator[Watch]:
 def get(url: str | None) -> str:
     assert url is not None
     place, _, path = url.removeprefix("http://").partition("/")
-    connection = HTTPConnection(place, timeout=30)
+    connection = HTTPConnection(place, timeout=SECONDS)
     try:
         connection.request("GET", f"/{path}")
         return connection.getresponse().read().decode()
@@ -266,7 +268,7 @@ def test_reporting_waits_for_nobody_who_looks(watch: Watch, monkeypatch: pytest.
 
     def slow(metrics: Metrics) -> object:
         entered.set()
-        assert leave.wait(30)
+        assert leave.wait(SECONDS)
         return collect(metrics)
 
     monkeypatch.setattr(Metrics, "collect", slow)
@@ -274,13 +276,13 @@ def test_reporting_waits_for_nobody_who_looks(watch: Watch, monkeypatch: pytest.
     found: list[str] = []
     looking = threading.Thread(target=lambda: found.append(get(watch.metrics_url)))
     looking.start()
-    assert entered.wait(30)
+    assert entered.wait(SECONDS)
 
     for number in range(1, 3 * MOST_WAITING):
         watch.report(round_done(number))  # would wait for ever
 
     leave.set()
-    looking.join(30)
+    looking.join(SECONDS)
     assert samples_of(found[0])["epoch",] == 0
 
 
@@ -295,12 +297,13 @@ def test_without_the_section_there_is_a_report_and_no_endpoint(tmp_path: Path) -
 
 
 def test_a_gateway_that_can_not_be_reached_is_a_notice(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        gateway = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    watch = Watch(MetricsSpec(pushgateway=gateway), tmp_path / "run-1")
-    watch.report(started())
+    with socket.socket() as deaf:  # whose port is nobody else's, as long as it does not listen there
+        deaf.bind(("127.0.0.1", 0))
+        gateway = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        watch = Watch(MetricsSpec(pushgateway=gateway), tmp_path / "run-1")
+        watch.report(started())
 
-    (notice,) = watch.push()
+        (notice,) = watch.push()
 
     assert notice.message.startswith(f"the final errors could not be sent to the Pushgateway at {gateway}: ")
     assert "refused" in notice.message
@@ -309,12 +312,14 @@ def test_a_gateway_that_can_not_be_reached_is_a_notice(tmp_path: Path) -> None:
 
 def test_a_gateway_that_answers_too_slowly_is_a_notice_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coordinator.export.PUSH_SECONDS", 0.2)
+    # No call to the socket takes too long by itself, however slow this machine is.
+    monkeypatch.setattr("coordinator.export.push_to_gateway", lambda *known, timeout: push_to_gateway(*known, timeout=SECONDS))
     over = threading.Event()
 
     def drip(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection:
-            while not over.wait(0.05):  # each byte in time, so that no call to the socket takes too long
+            while not over.wait(0.05):
                 connection.send(b"H")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -325,7 +330,7 @@ def test_a_gateway_that_answers_too_slowly_is_a_notice_in_time(tmp_path: Path, m
 
         (notice,) = watch.push()
         over.set()
-        dripping.join(30)
+        dripping.join(SECONDS)
 
     assert notice.message == f"the final errors could not be sent to the Pushgateway at {gateway}: it took more than 0.2 s"
     watch.close()

@@ -1,5 +1,6 @@
 import pickle
 from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from coordinator.ahead import Ahead, RoundRun
 from coordinator.crew import Answered, Joined, Lost
 from coordinator.crew import Event as PoolEvent
-from coordinator.dispatch import Dispatcher, PoolError
+from coordinator.dispatch import RESTARTED_SECONDS, Dispatcher, PoolError
 from coordinator.pool import InProcessPool, RunsAhead, WorkersSpec
 from coordinator.records import Event, Finished, Noticed, RoundDone, Summary
 from coordinator.update import Parameters, Updater
@@ -31,7 +32,7 @@ class ScriptedPool:
     """Workers as a network shows them: the last to be asked answers first, and all that is sent is a read-only copy.
 
     `dies` is asked for the cause of death of each worker that is given a task; `joins` are the numbers of the workers that
-    come when the slices of a round are asked for.
+    come when the slices of a round are asked for. Waiting takes no time: that is only counted, in `waited`.
     """
 
     ahead: RunsAhead | None = None
@@ -41,6 +42,7 @@ class ScriptedPool:
         self._events: list[PoolEvent] = []
         self._dies, self._joins = dies, dict(joins or {})
         self._weights_P: Floats | None = None
+        self.waited = 0.0
         self._come(list(range(workers)))
 
     def _come(self, numbers: list[int]) -> None:
@@ -74,7 +76,10 @@ class ScriptedPool:
         return not self._events
 
     def wait(self, seconds: float) -> list[PoolEvent]:
-        return [self._events.pop()] if self._events else []
+        if not self._events:
+            self.waited += seconds
+            return []
+        return [self._events.pop()]
 
     def close(self) -> None:
         self._workers.clear()
@@ -158,15 +163,35 @@ def test_weights_are_published_once_for_a_round_and_the_evaluation_before_it(run
     assert len(published) == summary.rounds + 1  # those after the last round are evaluated
 
 
-def test_a_run_whose_coordinator_was_lost_begins_with_as_few_as_it_may_go_on_with() -> None:
-    spec = WorkersSpec(count=2, wait_seconds=0.01)
-    with pytest.raises(PoolError, match="placed 1 of 2 workers"):
-        Dispatcher(ScriptedPool(1), spec, 4, lambda *_: None).assemble()
-    dispatcher = Dispatcher(ScriptedPool(1), spec, 4, lambda *_: None)
-    dispatcher.assemble(restarted=True)
-    assert dispatcher.crew.members == 1
-    with pytest.raises(PoolError, match="placed 0 of 1 workers"):
-        Dispatcher(ScriptedPool(0), spec, 4, lambda *_: None).assemble(restarted=True)
+@pytest.fixture
+def by_waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[ScriptedPool], ScriptedPool]:
+    """Has time pass only while a pool is waited for; returns the pool."""
+
+    def count(pool: ScriptedPool) -> ScriptedPool:
+        monkeypatch.setattr("coordinator.dispatch.monotonic", lambda: pool.waited)
+        return pool
+
+    return count
+
+
+@pytest.mark.parametrize(
+    ("there", "restarted", "waited", "told"),
+    [
+        (1, False, 60.0, "placed 1 of 2 workers"),
+        (1, True, RESTARTED_SECONDS, None),
+        (0, True, RESTARTED_SECONDS + 60.0, "placed 0 of 1 workers"),
+    ],
+)
+def test_a_run_whose_coordinator_was_lost_begins_with_as_few_as_it_may_go_on_with(
+    by_waiting: Callable[[ScriptedPool], ScriptedPool], there: int, restarted: bool, waited: float, told: str | None
+) -> None:
+    pool = by_waiting(ScriptedPool(there))
+    dispatcher = Dispatcher(pool, WorkersSpec(count=2, wait_seconds=60.0), 4, lambda *_: None)
+
+    with pytest.raises(PoolError, match=told) if told is not None else nullcontext():
+        dispatcher.assemble(restarted=restarted)
+
+    assert (dispatcher.crew.members, pool.waited) == (there, waited)
 
 
 @pytest.mark.parametrize(
@@ -283,12 +308,12 @@ def test_a_slice_that_kills_every_worker_ends_the_run_by_its_shard_and_the_last_
     assert (tmp_path / "run-1" / "summary.json").exists()
 
 
-def test_a_run_whose_workers_are_all_lost_and_not_replaced_ends_with_what_it_has(begin_job: Begin, blobs_job: Document) -> None:
-    pool = ScriptedPool(2, dies_in(ComputeGradients, (0, 6), (1, 7)))
+def test_a_run_whose_workers_are_all_lost_and_not_replaced_ends_with_what_it_has(
+    begin_job: Begin, blobs_job: Document, by_waiting: Callable[[ScriptedPool], ScriptedPool]
+) -> None:
+    pool = by_waiting(ScriptedPool(2, dies_in(ComputeGradients, (0, 6), (1, 7))))
 
-    finished, notices = failing(
-        begin_job(blobs_job, {"workers.wait_seconds": 0.01}, pool=pool), r"0 of 1 workers .* within 0\.01 s"
-    )
+    finished, notices = failing(begin_job(blobs_job, {"workers.wait_seconds": 60}, pool=pool), r"0 of 1 workers .* within 60 s")
     summary = finished.summary
 
     assert [notice.partition(":")[0] for notice in notices] == ["worker 0 was lost", "worker 1 was lost"]

@@ -155,6 +155,7 @@ def test_a_client_that_is_silent_is_given_up(serve: Serve, monkeypatch: pytest.M
 
 def test_silent_clients_keep_nobody_out_and_the_oldest_goes_first(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "MOST_CLIENTS", 3)
+    monkeypatch.setattr(server_module, "CLIENT_SECONDS", SECONDS)
     port = serve(hello)
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(port)) for _ in range(5)]
@@ -212,7 +213,7 @@ def test_stopping_ends_all_connections_and_lets_the_port_go() -> None:
         assert everything(silent) == b""
     with pytest.raises(ConnectionRefusedError):
         connect(port)
-    socket.create_server(("127.0.0.1", port)).close()
+    assert listener.fileno() == -1
 
 
 def test_a_server_can_be_stopped_before_it_has_begun_to_serve() -> None:

@@ -18,10 +18,11 @@ Document = dict[str, dict[str, Any]]
 Begin = Callable[..., Iterator[Event]]
 Samples = dict[tuple[str, str | None], float]
 RUN = "run-1"
+SECONDS = 120.0
 
 
 def scrape_text(url: str) -> str:
-    with build_opener(ProxyHandler({})).open(url, timeout=60) as answer:
+    with build_opener(ProxyHandler({})).open(url, timeout=SECONDS) as answer:
         return answer.read().decode()
 
 
@@ -147,7 +148,7 @@ def test_the_endpoint_is_for_this_machine_alone(begin_job: Begin, blobs_job: Doc
     assert url.startswith("http://127.0.0.1:")
     # All of 127.0.0.0/8 leads to this machine: whoever listened at every address would answer here too.
     with pytest.raises(OSError, match=r"refused|assign"):
-        socket.create_connection(("127.0.0.2", port_of(url)), timeout=60)
+        socket.create_connection(("127.0.0.2", port_of(url)), timeout=SECONDS)
     events.close()
 
 
@@ -179,17 +180,14 @@ def test_the_endpoint_is_announced_to_prometheus_while_it_stands(begin_job: Begi
 
 @pytest.mark.parametrize("sd_dir", ["missing", "blobs.parquet"])
 def test_a_folder_that_takes_no_announcement_is_refused_and_the_port_let_go(
-    begin_job: Begin, blobs_job: Document, sd_dir: str
+    begin_job: Begin, blobs_job: Document, sd_dir: str, opened: list[socket.socket]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-
     with pytest.raises(JobError) as refused:
-        next(begin_job(blobs_job, {"metrics.port": port, "metrics.sd_dir": sd_dir}))
+        next(begin_job(blobs_job, {"metrics.port": 0, "metrics.sd_dir": sd_dir}))
 
     assert refused.value.key == "metrics.sd_dir"
     assert len(str(refused.value).splitlines()) == 1
-    assert not is_served(f"http://127.0.0.1:{port}/metrics")
+    assert [listener.fileno() for listener in opened] == [-1]
 
 
 @pytest.mark.parametrize("ending", ["abandoned", "refused"])
@@ -215,7 +213,7 @@ def test_that_a_run_was_interrupted_lingers_as_any_other_end(begin_job: Begin, b
     done: list[Event] = []
 
     def scrape_at_the_end() -> None:
-        assert ended.wait(60)
+        assert ended.wait(SECONDS)
         found.append(scrape_text(url))
 
     ended, looking = threading.Event(), threading.Thread(target=scrape_at_the_end)
@@ -227,7 +225,7 @@ def test_that_a_run_was_interrupted_lingers_as_any_other_end(begin_job: Begin, b
         done.append(event)
         if isinstance(event, Finished):
             ended.set()
-    looking.join(60)
+    looking.join(SECONDS)
 
     assert f'isograd_run_status{{run="{RUN}",status="interrupted"}} 1.0' in found[0]
     assert not is_served(url)

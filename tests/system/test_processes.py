@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 
@@ -40,6 +40,19 @@ def session_members(session: int) -> list[int]:
         except (ProcessLookupError, FileNotFoundError):
             continue
     return members
+
+
+def shared_memory_in_use() -> set[Path]:
+    """Return the files in /dev/shm that processes have mapped or open, which may be anybody's."""
+    used: set[Path] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                used |= {
+                    Path(line.split(maxsplit=5)[5]) for line in (entry / "maps").read_text().splitlines() if "/dev/shm/" in line
+                }
+                used |= {Path(os.readlink(link)) for link in (entry / "fd").iterdir()}
+    return used
 
 
 def wait_for_the_end_of(pids: list[int]) -> None:
@@ -97,6 +110,6 @@ def test_a_command_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
     assert len(members) > 5
     wait_for_the_end_of(members)
     until, pause = monotonic() + SECONDS, threading.Event()
-    while left := set(Path("/dev/shm").iterdir()) - shared_memory:  # others make files too, which don't last
+    while left := set(Path("/dev/shm").iterdir()) - shared_memory - shared_memory_in_use():
         assert monotonic() < until, left
         pause.wait(0.1)
