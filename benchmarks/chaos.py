@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from cluster.follow import follow
 from cluster.launch import IN_PROCESS, LOCAL, connected, launch
 from coordinator.job import JobSpec, parse_job
+from coordinator.order import Order
 from coordinator.pool import WorkersSpec
 from coordinator.records import Event, Finished, Summary
-from coordinator.run import Order
 
 MOST_WORKERS = 4
 PACE_SECONDS = (0.1, 1.5)

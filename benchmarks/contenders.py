@@ -40,8 +40,8 @@ def isograd(work: Work, seconds: float, address: str = "local", shards: int | No
 
     from cluster.launch import launch
     from coordinator.job import parse_job
+    from coordinator.order import Order
     from coordinator.records import EpochDone, Finished
-    from coordinator.run import Order
 
     def write(path: Path, rows: Rows) -> str:
         x = pa.FixedSizeListArray.from_arrays(rows[0].ravel(), rows[0].shape[1])

@@ -29,9 +29,10 @@ from cluster.launch import RAY_SETTINGS, connected
 from cluster.placement import await_places, places
 from cluster.ray_pool import RayPool
 from coordinator.job import JobSpec, parse_job
+from coordinator.order import Order
 from coordinator.pool import WorkersSpec
 from coordinator.preparation import inspect
-from coordinator.run import Order, prepare
+from coordinator.start import prepare
 from worker.messages import ComputeGradients
 
 NODES: Final = 3

@@ -165,9 +165,10 @@ def empty_rounds() -> dict[str, float]:
     from cluster.launch import LOCAL, connected
     from cluster.ray_pool import RayPool
     from coordinator.job import parse_job
+    from coordinator.order import Order
     from coordinator.pool import WorkersSpec
     from coordinator.preparation import inspect
-    from coordinator.run import Order, prepare
+    from coordinator.start import prepare
     from worker.messages import ComputeGradients
 
     found = {}

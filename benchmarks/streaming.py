@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from cluster.launch import LOCAL, launch
 from coordinator.job import parse_job
+from coordinator.order import Order
 from coordinator.records import Finished
-from coordinator.run import Order
 
 INPUTS: Final = 28
 ROW_BYTES: Final = 4 * INPUTS + 1

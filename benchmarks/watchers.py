@@ -39,8 +39,8 @@ def _turns(kinds: list[str], seconds: float, folder: Path) -> Iterator[tuple[str
     """Train while one client after the other is there, yielding its kind and the rows a second meanwhile."""
     from cluster.launch import LOCAL, launch
     from coordinator.job import parse_job
+    from coordinator.order import Order
     from coordinator.records import RoundDone, Started
-    from coordinator.run import Order
 
     over = Event()
     order = Order(parse_job(_document(folder) | {"metrics": {"dashboard": True}}), folder / "run", time())

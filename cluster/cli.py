@@ -48,8 +48,8 @@ from coordinator.endpoint import check as check_endpoint
 from coordinator.folders import Address, parse_address
 from coordinator.job import JobSpec, storage_of
 from coordinator.model_files import TrainedModel, load_model
+from coordinator.order import Order, check_directory, decided
 from coordinator.records import Finished, Summary
-from coordinator.run import Order, check_directory, decided
 from coordinator.scoring import evaluate as evaluate_model
 from coordinator.scoring import predict as predict_with_model
 from worker.blas import one_thread

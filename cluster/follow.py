@@ -17,8 +17,9 @@ from cluster.placement import await_places, near, places
 from cluster.ray_pool import RayPool
 from coordinator.dispatch import PoolError
 from coordinator.export import Announcement
+from coordinator.order import Order
 from coordinator.records import Checkpointed, Event, Finished, Noticed, RoundDone, Started
-from coordinator.run import Order, run
+from coordinator.run import run
 from worker.blas import one_thread
 from worker.errors import UserError
 

@@ -16,9 +16,10 @@ from ray.exceptions import RayError
 from cluster.follow import follow
 from cluster.orphans import StartTimeoutError, end_agents_with, start_anew_if_late
 from coordinator.dispatch import PoolError
+from coordinator.order import Order
 from coordinator.pool import InProcessPool, WorkersSpec
 from coordinator.records import Event
-from coordinator.run import Order, run
+from coordinator.run import run
 from worker.blas import one_thread
 from worker.errors import first_line
 

@@ -11,9 +11,9 @@ from cluster.follow import follow
 from cluster.launch import LOCAL, connected
 from coordinator.check import check_job
 from coordinator.job import JobSpec
+from coordinator.order import Order
 from coordinator.pool import WorkersSpec
 from coordinator.records import Finished, Summary
-from coordinator.run import Order
 from worker.errors import JobError
 
 

@@ -28,9 +28,10 @@ from pyarrow import fs
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from coordinator.job import load_job
+from coordinator.order import Order
 from coordinator.pool import InProcessPool, Pool
 from coordinator.records import Event, Finished, Summary
-from coordinator.run import Order, run
+from coordinator.run import run
 from worker.blas import one_thread
 
 # How fast an example is made and runs says nothing about the code on a busy machine.

@@ -17,8 +17,8 @@ from cluster.launch import IN_PROCESS, launch
 from coordinator.dispatch import PoolError
 from coordinator.folders import Address, open_folder
 from coordinator.job import JobSpec
+from coordinator.order import Order
 from coordinator.records import Checkpointed, EpochDone, Event, Finished, Noticed, Started, Summary
-from coordinator.run import Order
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 PATIENCE_SECONDS = 300.0

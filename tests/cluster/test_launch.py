@@ -14,8 +14,8 @@ from cluster.follow import follow
 from cluster.launch import IN_PROCESS, launch
 from coordinator.dispatch import PoolError
 from coordinator.job import JobSpec
+from coordinator.order import Order
 from coordinator.records import EpochDone, Event, Finished, Noticed, Started, Summary
-from coordinator.run import Order
 from worker.errors import DataError, UserError
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -19,8 +19,9 @@ from coordinator.crew import Event as PoolEvent
 from coordinator.crew import Lost
 from coordinator.dispatch import PoolError
 from coordinator.job import JobSpec
+from coordinator.order import Order
 from coordinator.records import EpochDone, Event, Finished, RoundDone, Summary
-from coordinator.run import Order, run
+from coordinator.run import run
 from worker.blas import one_thread
 from worker.messages import ComputeGradients, Task
 

@@ -17,8 +17,9 @@ from cluster.ray_pool import RayPool
 from coordinator.ahead import Ahead
 from coordinator.crew import Event as PoolEvent
 from coordinator.job import JobSpec
+from coordinator.order import Order
 from coordinator.records import Event, Finished, Noticed, RoundDone, Summary
-from coordinator.run import Order, run
+from coordinator.run import run
 from worker.arrays import Floats
 from worker.blas import one_thread
 from worker.errors import DataError

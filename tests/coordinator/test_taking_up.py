@@ -14,9 +14,10 @@ import tomli_w
 from coordinator.checkpoint import CheckpointError, decode, superfluous
 from coordinator.dispatch import PoolError
 from coordinator.job import load_job
+from coordinator.order import Order
 from coordinator.pool import InProcessPool
 from coordinator.records import Event, Finished, Noticed, Summary
-from coordinator.run import Order, run
+from coordinator.run import run
 from worker.blas import one_thread
 from worker.errors import JobError, UserError
 
@@ -248,7 +249,7 @@ def test_superfluous_spares_the_newest_and_the_best() -> None:
 def test_another_machine_is_told_or_refused(job: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go(tmp_path, job, "run", after=5)
     other = {"numpy": "1.0", "blas": "another", "kernel": "another", "cpu": "another"}
-    monkeypatch.setattr("coordinator.run.fingerprint", lambda: other)
+    monkeypatch.setattr("coordinator.start.fingerprint", lambda: other)
     monkeypatch.setattr("coordinator.pool.fingerprint", lambda: other)
     with pytest.raises(JobError, match=r"job\.reproducible"):
         go(tmp_path, job, "run", resume=True, job__reproducible="strict")

@@ -14,9 +14,10 @@ from safetensors.numpy import load_file
 
 from coordinator.job import load_job
 from coordinator.model_files import load_model
+from coordinator.order import Order
 from coordinator.pool import InProcessPool
 from coordinator.records import EpochDone, Event, Finished, Summary
-from coordinator.run import Order, run
+from coordinator.run import run
 from coordinator.scoring import evaluate
 from worker.blas import one_thread
 from worker.model import ModelSpec
