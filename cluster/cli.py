@@ -84,9 +84,10 @@ def main() -> None:
 @AUTO_RESUME
 @click.option(
     "--address",
+    metavar="ADDRESS",
     default="local",
     show_default=True,
-    help="local: a Ray of its own on this machine; none: this process, no Ray; auto or ray://HOST:PORT: a cluster.",
+    help="local: a Ray of its own on this machine; none: this process, no Ray; auto, HOST:PORT or ray://HOST:PORT: a cluster.",
 )
 @click.option(
     "--progress",
@@ -161,7 +162,7 @@ def check(*, job_file: Path, overrides: tuple[str, ...], all_columns: bool, debu
         print_plan(console, job, plan, all_columns=all_columns)
 
 
-@main.command()
+@main.command(short_help="Print the errors of a model on labelled data.")
 @RUN
 @DATA
 @click.option(

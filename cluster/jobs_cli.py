@@ -22,7 +22,7 @@ ID = click.argument("job", metavar="ID")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts, one object a line.")
 
 
-@click.command()
+@click.command(short_help="Train a job on a cluster that runs.")
 @JOB
 @ADDRESS
 @click.option("--follow", is_flag=True, help="Print the job's log as it comes, and end with its exit code.")
@@ -79,7 +79,7 @@ def submit(
             commands.print_commands(submission)
 
 
-@click.command()
+@click.command(short_help="List the jobs on a cluster.")
 @ADDRESS
 @AS_JSON
 @DEBUG
@@ -89,7 +89,7 @@ def jobs(*, address: str | None, as_json: bool, debug: bool) -> None:
         _commands(address, as_json=as_json, debug=debug).show_all()
 
 
-@click.command()
+@click.command(short_help="Tell how a job on a cluster fares.")
 @ID
 @ADDRESS
 @AS_JSON
@@ -100,7 +100,7 @@ def status(*, job: str, address: str | None, as_json: bool, debug: bool) -> None
         _commands(address, as_json=as_json, debug=debug).show(job)
 
 
-@click.command()
+@click.command(short_help="Print what a job on a cluster has printed.")
 @ID
 @ADDRESS
 @click.option("--follow", is_flag=True, help="Go on as more comes, and end with the job's exit code.")
@@ -116,7 +116,7 @@ def logs(*, job: str, address: str | None, follow: bool, as_json: bool, debug: b
             commands.print_log(job)
 
 
-@click.command()
+@click.command(short_help="End a job on a cluster in good order.")
 @ID
 @ADDRESS
 @click.option("--no-wait", is_flag=True, help="Ask for it only.")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from coordinator.pool import InProcessPool, WorkersSpec
 from coordinator.records import Event
 from coordinator.run import run
 from worker.blas import one_thread
-from worker.errors import first_line
+from worker.errors import first_line, require
 
 IN_PROCESS: Final = "none"
 LOCAL: Final = "local"
@@ -51,6 +52,8 @@ def launch(order: Order, address: str, interrupted: Callable[[], bool], *, debug
         with one_thread():
             yield from run(order, InProcessPool(order.job.workers.most), interrupted)
         return
+    known = address in (LOCAL, "auto") or re.fullmatch(r"ray://.+|(?!\w+://).+:\d+", address) is not None
+    require(known, "--address", f"'{address}' is none; accepted are local, none, auto, HOST:PORT and ray://HOST:PORT")
     with connected(address, order.job.workers, debug=debug):
         yield from follow(order, interrupted)
 

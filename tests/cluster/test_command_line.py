@@ -43,6 +43,7 @@ def trained(small_job: Jobs, tmp_path: Path) -> Path:
 
 def test_help_names_every_command() -> None:
     output = call("--help").output
+    assert "..." not in output.partition("Commands:")[2], "each is told of in a whole sentence"
     for command in ("train", "check", "evaluate", "predict"):
         assert command in output
         assert "Usage" in call(command, "--help").output
@@ -244,6 +245,16 @@ BAD_ARGUMENTS: list[tuple[str, list[str], str]] = [
     ),
     ("unwritable directory", ["--run-dir", "/dev/null/run"], "can't be written"),
     ("no form", ["--set", "epochs"], "section.key=value"),
+    (
+        "no address",
+        ["--address", "head"],
+        "--address: 'head' is none; accepted are local, none, auto, HOST:PORT and ray://HOST:PORT",
+    ),
+    (
+        "address of a dashboard",
+        ["--address", "http://127.0.0.1:8265"],
+        "--address: 'http://127.0.0.1:8265' is none; accepted are",
+    ),
 ]
 
 
