@@ -8,24 +8,11 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from time import time
-from typing import Final
 
 import click
-from rich.console import Console
 
-from cluster.display import (
-    Display,
-    ProgressKind,
-    count,
-    describe_trial,
-    error_table,
-    make_console,
-    make_display,
-    print_end,
-    print_notice,
-    rows_table,
-)
-from cluster.jobs_cli import COMMANDS
+from cluster.display import Display, ProgressKind, make_console, make_display, make_table_console
+from cluster.jobs_cli import COMMANDS as ON_CLUSTERS
 from cluster.options import (
     AUTO_RESUME,
     DEBUG,
@@ -42,25 +29,15 @@ from cluster.options import (
     parse_workers,
 )
 from cluster.plan import print_plan
+from cluster.scoring_cli import COMMANDS as SCORING
 from cluster.status_file import Displays, StatusFile
+from cluster.tables import print_end
 from coordinator.check import check_job
 from coordinator.endpoint import check as check_endpoint
 from coordinator.folders import Address, parse_address
-from coordinator.job import JobSpec, storage_of
-from coordinator.model_files import TrainedModel, load_model
+from coordinator.job import JobSpec
 from coordinator.order import Order, check_directory, decided
 from coordinator.records import Finished, Summary
-from coordinator.scoring import evaluate as evaluate_model
-from coordinator.scoring import predict as predict_with_model
-from worker.blas import one_thread
-from worker.stores import DEFAULT_STORAGE, StorageSpec
-
-WIDE: Final = 160
-
-RUN = click.argument("run_directory", metavar="RUN_DIR")
-DATA = click.option(
-    "--data", required=True, metavar="PATH", help="A file, folder or glob of Parquet, Arrow IPC or CSV; a path or a URI."
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -154,49 +131,12 @@ def train(
 def check(*, job_file: Path, overrides: tuple[str, ...], all_columns: bool, debug: bool) -> None:
     """Validate a job and its data, and print the plan."""
     with exit_codes(debug=debug):
-        job, console = load(job_file, overrides), _console()
+        job, console = load(job_file, overrides), make_table_console()
         with console.status("reading the training rows") as status:
             plan = check_job(
                 job, lambda shards: status.update(f"reading the training rows: {shards} of {job.data.shards} shards")
             )
         print_plan(console, job, plan, all_columns=all_columns)
-
-
-@main.command(short_help="Print the errors of a model on labelled data.")
-@RUN
-@DATA
-@click.option(
-    "--table", type=click.IntRange(min=0), default=0, metavar="N", help="Also print the first N rows with their errors."
-)
-@DEBUG
-def evaluate(*, run_directory: str, data: str, table: int, debug: bool) -> None:
-    """Print the errors of a run's model on a labelled dataset."""
-    with exit_codes(debug=debug), one_thread():
-        model, storage = _open_run(run_directory)
-        evaluation = evaluate_model(model, data, table, storage)
-        console = _console()
-        if evaluation.table:
-            console.print(rows_table(evaluation.table))
-        console.print(error_table({count(evaluation.rows, "row"): evaluation.errors}))
-        _print_findings(console, evaluation.findings)
-
-
-@main.command()
-@RUN
-@DATA
-@click.option("--output", required=True, metavar="OUT.parquet", help="Parquet file to write, or the URI of one.")
-@DEBUG
-def predict(*, run_directory: str, data: str, output: str, debug: bool) -> None:
-    """Score a dataset with a run's model.
-
-    Writes, row by row, the columns that are no features, then the prediction, and for classes their probabilities.
-    """
-    with exit_codes(debug=debug), one_thread():
-        written = parse_address(output, "--output", to_write=True)
-        model, storage = _open_run(run_directory)
-        predictions, console = predict_with_model(model, data, written, storage), make_console()
-        console.print(f"{predictions.rows:,} predictions written to {output}", highlight=False, soft_wrap=True)
-        _print_findings(console, predictions.findings)
 
 
 @main.command()
@@ -218,7 +158,7 @@ def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: boo
     with exit_codes(debug=debug):
         console, trials = make_console(), []
         for trial in verify_job(load(job_file, overrides), parse_counts(counts), kill=kill, debug=debug):
-            console.print(describe_trial(trial), highlight=False, soft_wrap=True)
+            console.print(str(trial), highlight=False, soft_wrap=True)
             trials.append(trial)
         if any(trial.killed and not trial.failures for trial in trials):
             raise MismatchError("a run ended before a worker could be killed in it; verify a job of more rounds")
@@ -226,24 +166,6 @@ def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: boo
         if len(digests) > 1:
             raise MismatchError(f"{len(trials)} runs gave {len(digests)} different digests")
         console.print(f"{len(trials)} runs, one digest: the workers make no difference", style="green", highlight=False)
-
-
-def _open_run(run_directory: str) -> tuple[TrainedModel, StorageSpec]:
-    """Return a run's model, and how its job reaches stores; where it lies in a store itself, that is up to the environment."""
-    address = parse_address(run_directory, "RUN_DIR", to_write=False)
-    storage = storage_of(address / "job.toml") if isinstance(address, Path) else DEFAULT_STORAGE
-    return load_model(address, storage), storage
-
-
-def _print_findings(console: Console, findings: list[str]) -> None:
-    for finding in findings:
-        print_notice(console, finding)
-
-
-def _console() -> Console:
-    console = make_console()
-    # Whoever reads a file or a pipe can do without line breaks in cells.
-    return console if console.is_terminal else make_console(WIDE)
 
 
 def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summary:
@@ -265,7 +187,7 @@ def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summ
                 display.show(event)
                 if isinstance(event, Finished):  # what comes now is lingering, if anything
                     summary = event.summary
-                    print_end(_console(), summary, _short(order.directory), order.job.metrics)
+                    print_end(make_table_console(), summary, _short(order.directory), order.job.metrics)
         finally:
             display.close()
     return summary
@@ -306,7 +228,7 @@ def _short(address: Address) -> str:
     return str(address.relative_to(here) if isinstance(address, Path) and address.is_relative_to(here) else address)
 
 
-for _command in COMMANDS:
+for _command in (*SCORING, *ON_CLUSTERS):
     main.add_command(_command)
 
 if __name__ == "__main__":

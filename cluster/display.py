@@ -1,37 +1,19 @@
-"""What a person sees of a run: a live bar on a terminal, plain lines elsewhere, and a closing table."""
+"""What a person sees of a run while it goes on: a live bar on a terminal, plain lines elsewhere."""
 
 import socket
-from dataclasses import dataclass
-from datetime import timedelta
 from time import monotonic
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
-from coordinator.export import MetricsSpec
-from coordinator.records import EpochDone, EpochRecord, Errors, Event, Finished, Noticed, RoundDone, Started, Summary
-from coordinator.scoring import ScoredRow
-from coordinator.stopping import REASONS
+from cluster.wording import clock, count, number
+from coordinator.records import EpochDone, EpochRecord, Event, Finished, Noticed, RoundDone, Started
 
 ProgressKind = Literal["auto", "bar", "plain", "none"]
 
-STATUS_STYLE = {"completed": "green", "interrupted": "yellow", "diverged": "red", "failed": "red"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One of the runs that `verify` compares."""
-
-    workers: int
-    killed: bool
-    digest: str
-    failures: int
-    rows_trained: int
-    rows_expected: int
-    seconds: float
+WIDE: Final = 200
 
 
 class Display(Protocol):
@@ -47,6 +29,12 @@ class Display(Protocol):
 def make_console(width: int | None = None) -> Console:
     """Return a console that shows text as it is: in names and categories, brackets and colons are no markup."""
     return Console(width=width, markup=False, emoji=False)
+
+
+def make_table_console() -> Console:
+    """Return a console for tables: whoever reads a file or a pipe can do without line breaks in their cells."""
+    console = make_console()
+    return console if console.is_terminal else make_console(WIDE)
 
 
 def make_display(kind: ProgressKind, console: Console) -> Display:
@@ -199,13 +187,6 @@ def print_notice(console: Console, message: str) -> None:
     console.print(Text("note:", style="yellow"), message, highlight=False, soft_wrap=True)
 
 
-def describe_trial(trial: Trial) -> str:
-    """Return a line for one of the runs that are compared."""
-    killed = f", {count(trial.failures, 'worker')} killed" if trial.killed else ""
-    rows = f"{trial.rows_trained:,} of {trial.rows_expected:,} rows"
-    return f"{trial.digest}  {count(trial.workers, 'worker')}{killed}  {rows}  {trial.seconds:.1f} s"
-
-
 def describe_errors(record: EpochRecord) -> str:
     """Return 'loss 0.12  validation 0.15  error 3.1%', the error being the validation's where there is one."""
     parts = [f"loss {number(record.train.loss)}"]
@@ -217,94 +198,3 @@ def describe_errors(record: EpochRecord) -> str:
     else:
         parts.append(f"mean absolute error {number(latest.mean_absolute_error)}")
     return "  ".join(parts)
-
-
-def print_end(console: Console, summary: Summary, directory: str, metrics: MetricsSpec | None) -> None:
-    """Print the closing table, and for how long the command goes on nevertheless."""
-    print_summary(console, summary, directory)
-    if metrics is not None and metrics.linger_seconds > 0:
-        ends = "Ctrl-C once more" if summary.status == "interrupted" else "Ctrl-C"
-        console.print(f"metrics stay for up to {metrics.linger_seconds:g} s; {ends} ends that", highlight=False, soft_wrap=True)
-
-
-def print_summary(console: Console, summary: Summary, directory: str) -> None:
-    """Print the closing table and what a person needs to go on."""
-    colour = STATUS_STYLE[summary.status]
-    reason = REASONS.get(summary.stop_reason, summary.stop_reason)
-    console.print(Text(summary.status, style=f"bold {colour}"), f"after {count(summary.rounds, 'round')}: {reason}")
-    if summary.train is not None:
-        errors = {"train": summary.train} | ({"validation": summary.validation} if summary.validation else {})
-        console.print(error_table(errors))
-    facts = Table.grid(padding=(0, 2))
-    for name, value in (
-        ("epochs", f"{summary.epochs}" + (f", weights of epoch {summary.kept_epoch} kept" if summary.kept_epoch else "")),
-        ("rows trained", f"{summary.rows_trained:,} of {summary.rows_expected:,}"),
-        *_failures(summary),
-        ("speed", f"{summary.rows_per_second:,.0f} rows/s, a round takes {summary.round_seconds.p50 * 1e3:.3g} ms"),
-        ("time", f"{summary.seconds.startup:.1f} s to start, {summary.seconds.training:.1f} s to train"),
-        ("weights", summary.weights_digest),
-        ("directory", directory),
-    ):
-        facts.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
-    console.print(facts)
-
-
-def _failures(summary: Summary) -> list[tuple[str, str]]:
-    if not summary.worker_failures:
-        return []
-    repeated = count(summary.slices_recomputed, "slice")
-    return [("failures", f"{count(summary.worker_failures, 'worker')} lost, {repeated} computed again, no row lost or repeated")]
-
-
-def error_table(errors: dict[str, Errors]) -> Table:
-    """Return the errors as a table, a row a split."""
-    table = Table("", title_justify="left")
-    classified = any(split.error_rate is not None for split in errors.values())
-    for heading in ("Loss", "Mean abs. error", "Mean sq. error", *(["Error rate"] if classified else [])):
-        table.add_column(heading, justify="right")
-    for name, split in errors.items():
-        cells = [number(split.loss), number(split.mean_absolute_error), number(split.mean_squared_error)]
-        table.add_row(name, *cells, *([f"{split.error_rate:.2%}"] if split.error_rate is not None else []))
-    return table
-
-
-def rows_table(rows: list[ScoredRow]) -> Table:
-    """Return rows as a table, one below the other; the errors of a row are means over its outputs."""
-    table = Table()
-    for heading in ("Input", "Desired", "Model output", "Absolute error", "Square error"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        inputs = row.inputs[0] if len(row.inputs) == 1 else row.inputs
-        table.add_row(*map(readable, (inputs, row.desired, row.output, row.absolute_error, row.squared_error)))
-    return table
-
-
-def readable(value: object) -> str:
-    """Return a value, or the first few of a list, in few digits."""
-    if isinstance(value, list):
-        return "[" + ", ".join(map(readable, value[:3])) + (", …]" if len(value) > 3 else "]")
-    return number(value) if isinstance(value, float) else str(value)
-
-
-def size(amount: float) -> str:
-    """Return bytes in the unit that keeps the number short."""
-    for unit in ("B", "kB", "MB"):
-        if amount < 1000:
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    return f"{amount:,.3g} GB"
-
-
-def number(value: float) -> str:
-    """Return a number with five significant digits."""
-    return f"{value:.5g}"
-
-
-def count(amount: int, noun: str, plural: str = "") -> str:
-    """Return '1 shard' or '8 shards'."""
-    return f"{amount:,} {noun if amount == 1 else plural or noun + 's'}"
-
-
-def clock(seconds: float) -> str:
-    """Return seconds as h:mm:ss."""
-    return str(timedelta(seconds=round(seconds)))

@@ -12,7 +12,7 @@ from typing import Final
 import click
 from rich.console import Console
 
-from cluster.display import make_console, print_notice
+from cluster.display import make_table_console, print_notice
 from cluster.following import Follower
 from cluster.job_display import jobs_table, print_report
 from cluster.job_reports import JobReport
@@ -23,7 +23,6 @@ from cluster.submission import Submission, check_id, new_id, run_directory
 from coordinator.dispatch import PoolError
 from coordinator.job import JobSpec
 
-WIDE: Final = 200
 POLL_SECONDS: Final = 0.5
 
 
@@ -35,9 +34,7 @@ class Commands:
         if not debug:
             logging.disable(logging.CRITICAL)  # Ray's client tells of each step
         self._as_json = as_json
-        self._out, self._notes = make_console(), Console(stderr=True, markup=False)
-        if not self._out.is_terminal:
-            self._out = make_console(WIDE)  # whoever reads a file or a pipe can do without line breaks in cells
+        self._out, self._notes = make_table_console(), Console(stderr=True, markup=False)
         self._again = "" if given is None else f" --address {given}"
         self._jobs: Jobs = connect(address)
 

@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.display import STATUS_STYLE, clock, count, number
 from cluster.job_reports import JobReport
 from cluster.status_file import RunStatus
+from cluster.tables import STATUS_STYLE
+from cluster.wording import clock, count, number
 from coordinator.stopping import REASONS
 
 STYLES = STATUS_STYLE | {"pending": "dim", "starting": "cyan", "running": "cyan", "stopped": "red"}

@@ -13,8 +13,8 @@ from typing import Final
 import cluster
 import coordinator
 import worker
-from cluster.display import size
 from cluster.submitted import needs
+from cluster.wording import size
 from coordinator.job import JobSpec, dump_job, with_paths
 from worker.discovery import find_files
 from worker.errors import JobError

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.display import count, print_notice, size
+from cluster.display import print_notice
+from cluster.wording import count, size
 from coordinator.check import JobPlan
 from coordinator.column_plans import ColumnPlan
 from coordinator.job import JobSpec

@@ -1,20 +1,38 @@
 """The proof that workers make no difference: the same job for several numbers of them, with and without a death."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import time
 
-from cluster.display import Trial
 from cluster.follow import follow
 from cluster.launch import LOCAL, connected
+from cluster.wording import count
 from coordinator.check import check_job
 from coordinator.job import JobSpec
 from coordinator.order import Order
 from coordinator.pool import WorkersSpec
 from coordinator.records import Finished, Summary
 from worker.errors import JobError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One of the runs that are compared."""
+
+    workers: int
+    killed: bool
+    digest: str
+    failures: int
+    rows_trained: int
+    rows_expected: int
+    seconds: float
+
+    def __str__(self) -> str:
+        killed = f", {count(self.failures, 'worker')} killed" if self.killed else ""
+        rows = f"{self.rows_trained:,} of {self.rows_expected:,} rows"
+        return f"{self.digest}  {count(self.workers, 'worker')}{killed}  {rows}  {self.seconds:.1f} s"
 
 
 def parse_counts(text: str) -> list[int]:
