@@ -4,7 +4,8 @@ import socket
 from time import monotonic
 from typing import Final, Literal, Protocol
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -82,7 +83,7 @@ class Plain:
 
 
 class Bar:
-    """A bar that moves with the rounds."""
+    """A bar that moves with the rounds, and below it the last errors, so that both fit on a terminal of 60 columns."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -90,15 +91,15 @@ class Bar:
             TextColumn("epoch {task.fields[epochs]}"),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
-            TextColumn("{task.fields[errors]}"),
-            TextColumn("{task.fields[speed]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
-            console=console,
             expand=True,
+            auto_refresh=False,
         )
+        self._errors = Text(no_wrap=True, overflow="ellipsis")
+        self._live = Live(Group(self._progress, self._errors), console=console)
         self._pace: Pace | None = None
-        self._errors = ""
+        self._last: EpochRecord | None = None
 
     def show(self, event: Event) -> None:
         match event:
@@ -107,15 +108,15 @@ class Bar:
                 self._pace = Pace(event)
                 for task in self._progress.task_ids:  # of a coordinator that was lost
                     self._progress.remove_task(task)
-                self._progress.add_task("", total=event.most_rounds, epochs=self._pace.epochs(0), errors="", speed="", left="")
-                self._progress.start()
+                self._progress.add_task("", total=event.most_rounds, epochs=self._pace.epochs(0), left="")
+                self._live.start()
             case RoundDone():
                 self._move(event.round)
             case EpochDone(record=record):
-                self._errors = describe_errors(record)
+                self._last = record
                 self._move(record.round)
             case Noticed(message=message):
-                print_notice(self._progress.console, message)
+                print_notice(self._console, message)
             case Finished():
                 self.close()
 
@@ -126,13 +127,13 @@ class Bar:
             self._progress.task_ids[0],
             completed=rounds,
             epochs=self._pace.epochs(rounds),
-            errors=self._errors,
-            speed=f"{self._pace.rows_per_second(rounds):,.0f} rows/s",
-            left=f"{clock(left)} left" if left is not None else "",
+            left=f"{clock(left)} left" if left else "",
         )
+        errors = [describe_errors(self._last)] if self._last is not None else []
+        self._errors.plain = "  ".join([*errors, f"{self._pace.rows_per_second(rounds):,.0f} rows/s"])
 
     def close(self) -> None:
-        self._progress.stop()
+        self._live.stop()
 
 
 class Pace:

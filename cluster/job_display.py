@@ -22,7 +22,7 @@ def jobs_table(reports: list[JobReport]) -> Table:
     for heading in ("Job", "State", "Submitted"):
         table.add_column(heading, overflow="fold")
     for heading in ("Epoch", "Loss", "Validation", "Rows/s", "Left"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for report in reports:
         run = report.run
         table.add_row(

@@ -21,7 +21,6 @@ LAST: Final = 9
 def print_plan(console: Console, job: JobSpec, plan: JobPlan, *, all_columns: bool = False) -> None:
     """Print what a job would do, what becomes of each column (of very many, the first and last ones), and what is odd."""
     console.print(plan_table(job, plan))
-    console.print()
     console.print(columns_table(plan.columns, all_columns=all_columns))
     for finding in plan.findings:
         print_notice(console, finding)

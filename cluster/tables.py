@@ -27,7 +27,8 @@ def print_summary(console: Console, summary: Summary, directory: str) -> None:
     """Print the closing table and what a person needs to go on."""
     colour = STATUS_STYLE[summary.status]
     reason = REASONS.get(summary.stop_reason, summary.stop_reason)
-    console.print(Text(summary.status, style=f"bold {colour}"), f"after {count(summary.rounds, 'round')}: {reason}")
+    ending = f"after {count(summary.rounds, 'round')}: {reason}"
+    console.print(Text(summary.status, style=f"bold {colour}"), ending, highlight=False, soft_wrap=True)
     if summary.train is not None:
         errors = {"train": summary.train} | ({"validation": summary.validation} if summary.validation else {})
         console.print(error_table(errors))
@@ -54,10 +55,11 @@ def _failures(summary: Summary) -> list[tuple[str, str]]:
 
 def error_table(errors: dict[str, Errors]) -> Table:
     """Return the errors as a table, a row a split."""
-    table = Table("", title_justify="left")
+    table = Table()
+    table.add_column(overflow="fold")
     classified = any(split.error_rate is not None for split in errors.values())
     for heading in ("Loss", "Mean abs. error", "Mean sq. error", *(["Error rate"] if classified else [])):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for name, split in errors.items():
         cells = [number(split.loss), number(split.mean_absolute_error), number(split.mean_squared_error)]
         table.add_row(name, *cells, *([f"{split.error_rate:.2%}"] if split.error_rate is not None else []))
@@ -68,7 +70,7 @@ def rows_table(rows: list[ScoredRow]) -> Table:
     """Return rows as a table, one below the other; the errors of a row are means over its outputs."""
     table = Table()
     for heading in ("Input", "Desired", "Model output", "Absolute error", "Square error"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for row in rows:
         inputs = row.inputs[0] if len(row.inputs) == 1 else row.inputs
         table.add_row(*map(readable, (inputs, row.desired, row.output, row.absolute_error, row.squared_error)))
