@@ -13,7 +13,7 @@ from worker.encoding import Encoding
 from worker.holdout import Holdout
 from worker.messages import Setup, Split
 from worker.rows import Rows
-from worker.sharding import shard_ranges
+from worker.sharding import part_range
 from worker.sources import read_batches
 
 
@@ -55,7 +55,7 @@ class ShardData:
         """Find the shard."""
         own = split == "validation" and setup.validation is not None
         self._source = setup.validation if own and setup.validation is not None else setup.train
-        self.start, stop = shard_ranges(self._source.rows, setup.plan.shards)[number]
+        self.start, stop = part_range(self._source.rows, setup.plan.shards, number)
         self.rows = stop - self.start
         self.holdout = Holdout(self.rows, None) if own else setup.plan.holdout(number)
         self._split: Split = "train" if own else split

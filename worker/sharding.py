@@ -1,23 +1,15 @@
 """Which rows belong to which shard, slice and split: pure arithmetic that never looks at the workers."""
 
 from dataclasses import dataclass
-from itertools import pairwise
-
-import numpy as np
 
 from worker.holdout import Holdout, draw
 
 
-def part_sizes(rows: int, parts: int) -> list[int]:
-    """Cut `rows` into `parts` sizes that are equal to within one row, the longer ones first."""
+def part_range(rows: int, parts: int, part: int) -> tuple[int, int]:
+    """Return the half-open range of one part of so many rows in a row, sizes equal to within one, the longer ones first."""
     size, longer = divmod(rows, parts)
-    return [size + (part < longer) for part in range(parts)]
-
-
-def shard_ranges(rows: int, shards: int) -> list[tuple[int, int]]:
-    """Cut row positions 0..rows-1 into contiguous half-open ranges, one a shard."""
-    stops = np.cumsum([0, *part_sizes(rows, shards)]).tolist()
-    return list(pairwise(stops))
+    first = part * size + min(part, longer)
+    return first, first + size + (part < longer)
 
 
 @dataclass(frozen=True)
@@ -65,11 +57,12 @@ class ShardPlan:
 
     def shard_range(self, shard: int) -> tuple[int, int]:
         """Return the half-open range of dataset positions that the shard covers."""
-        return shard_ranges(self.rows, self.shards)[shard]
+        return part_range(self.rows, self.shards, shard)
 
     def shard_training_rows(self, shard: int) -> int:
         """Return how many rows of the shard are trained on; equal over shards to within one."""
-        return part_sizes(self.training_rows, self.shards)[shard]
+        first, last = part_range(self.training_rows, self.shards, shard)
+        return last - first
 
     def holdout(self, shard: int) -> Holdout:
         """Return which of the shard's rows are held out for validation."""

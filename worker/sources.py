@@ -2,10 +2,12 @@
 
 import os
 import socket
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Final
 
@@ -83,7 +85,7 @@ class Source:
     @property
     def rows(self) -> int:
         """Rows of all files. They must have been counted."""
-        return sum(self.counts)
+        return self.offsets[-1]
 
     @property
     def counts(self) -> list[int]:
@@ -91,6 +93,11 @@ class Source:
         counts = [file.rows for file in self.files if file.rows is not None]
         assert len(counts) == len(self.files), "count the rows first"
         return counts
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """The position of each file's first row, and the one after the last file's last. Rows must have been counted."""
+        return list(accumulate(self.counts, initial=0))
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -128,11 +135,13 @@ class Source:
 
     def where(self, row: int) -> str:
         """Return 'path: row 5' for a position in the dataset; rows of a file count from 1."""
-        for file, count in zip(self.files, self.counts, strict=True):
-            if row < count:
-                return f"{file.path}: row {row + 1}"
-            row -= count
-        raise AssertionError("the row lies beyond the dataset")
+        place = self.file_of(row)
+        return f"{self.files[place].path}: row {row - self.offsets[place] + 1}"
+
+    def file_of(self, row: int) -> int:
+        """Return the place of the file that has the row at a position in the dataset."""
+        assert 0 <= row < self.rows, "the row lies in the dataset"
+        return bisect_right(self.offsets, row) - 1
 
 
 def open_source(address: str, key: str, storage: StorageSpec = DEFAULT_STORAGE) -> Source:
@@ -190,10 +199,14 @@ def read_batches(source: Source, start: int, stop: int, columns: list[str]) -> I
     Raises:
         DataError: a file can't be read, or is not the one that was opened first.
     """
-    for file, offset in zip(source.files, accumulate(source.counts, initial=0), strict=False):
-        first, last = max(start - offset, 0), min(stop - offset, file.rows or 0)
+    if start >= stop:
+        return
+    # Of many files, only those that have the rows are looked at: a stream of rows begins anew for each of them.
+    for place in range(source.file_of(start), source.file_of(stop - 1) + 1):
+        offset, end = source.offsets[place : place + 2]
+        first, last = max(start, offset) - offset, min(stop, end) - offset
         if first < last:
-            yield from _read_file(source, file, first, last, columns)
+            yield from _read_file(source, source.files[place], first, last, columns)
 
 
 def _read_file(source: Source, file: SourceFile, first: int, last: int, columns: list[str]) -> Iterator[pa.Table]:

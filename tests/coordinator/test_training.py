@@ -15,7 +15,7 @@ from coordinator.model_files import load_model, weights_digest
 from coordinator.records import EpochDone, EpochRecord, Event, Finished, RoundDone, Started, Summary
 from worker.arrays import Floats
 from worker.order import ShardOrder
-from worker.sharding import ShardPlan, shard_ranges
+from worker.sharding import ShardPlan
 
 Document = dict[str, dict[str, Any]]
 Write = Callable[..., Path]
@@ -159,7 +159,8 @@ class Textbook:
 def batches_of(plan: ShardPlan, epoch: int) -> Iterator[Any]:
     """The rows of each round: row j of shard s's permutation has place j·S + s, and the rounds share out the places."""
     order = np.full(plan.rows, -1)
-    for shard, (first, last) in enumerate(shard_ranges(plan.rows, plan.shards)):
+    for shard in range(plan.shards):
+        first, last = plan.shard_range(shard)
         for place, row in enumerate(ShardOrder(plan, shard).ranks(epoch, 0)):
             assert first + row < last
             order[place * plan.shards + shard] = first + row

@@ -120,6 +120,17 @@ def test_a_store_is_asked_for_a_row_group_s_columns_together(store: Any, tmp_pat
     assert [request.split()[0] for request in store.requests].count("GET") <= 4
 
 
+def test_of_many_files_only_those_that_hold_the_rows_are_looked_at(tmp_path: Path) -> None:
+    for number, rows in enumerate((0, 3, 0, 2, 0)):
+        write(tmp_path / f"{number}.parquet", {"n": pa.array([10 * number + row for row in range(rows)], pa.int64())})
+    source = open_source(str(tmp_path), "data.train")
+    for other in (0, 1, 2, 4):
+        (tmp_path / f"{other}.parquet").unlink()
+
+    assert read_rows(source, 3, 5, ["n"])["n"].to_pylist() == [30, 31]
+    assert read_rows(source, 5, 5, ["n"]).num_rows == read_rows(source, 0, 0, ["n"]).num_rows == 0
+
+
 def test_a_dataset_is_iterated_in_order(dataset: Source) -> None:
     tables = list(read_batches(dataset, 0, dataset.rows, ["text", "whole"]))
 
