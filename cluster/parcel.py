@@ -14,10 +14,10 @@ import cluster
 import coordinator
 import worker
 from cluster.submitted import needs
-from cluster.wording import size
 from coordinator.job import JobSpec, dump_job, with_paths
 from worker.discovery import find_files
 from worker.errors import JobError
+from worker.memory import written_size
 from worker.sources import open_source
 from worker.stores import DEFAULT_STORAGE
 
@@ -69,7 +69,7 @@ def _unseen(key: str, path: str) -> str:
     if key in (*ROWS, WEIGHTS):
         return (
             f"{problem}; give a URI or a full path that all its machines see, such as --set {key}=/shared/{Path(path).name}, "
-            f"or take up to {size(MOST_BYTES)} along with --upload-data"
+            f"or take up to {written_size(MOST_BYTES)} along with --upload-data"
         )
     return f"{problem}; give the full path that it has there"
 
@@ -90,8 +90,8 @@ class _Luggage:
         if self.bytes > MOST_BYTES:
             raise JobError(
                 key,
-                f"--upload-data takes up to {size(MOST_BYTES)} along, and with {path} it would be {size(self.bytes)}; put it "
-                "where all machines of the cluster see it",
+                f"--upload-data takes up to {written_size(MOST_BYTES)} along, and with {path} it would be "
+                f"{written_size(self.bytes)}; put it where all machines of the cluster see it",
             )
         place = Path(key)
         (self.parcel / place).mkdir()

@@ -8,10 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.display import print_notice
-from cluster.wording import count, size
+from cluster.wording import count
 from coordinator.check import JobPlan
 from coordinator.column_plans import ColumnPlan
 from coordinator.job import JobSpec
+from worker.memory import written_size
 
 FIRST: Final = 50
 LAST: Final = 9
@@ -68,9 +69,9 @@ def plan_table(job: JobSpec, plan: JobPlan) -> Table:
         ("layers", f"{job.model.activation if job.model.hidden else 'none'} hidden, {job.model.output_name} output"),
         ("loss", job.model.loss_name),
         ("optimizer", f"{job.optimizer.name}, learning rate {job.optimizer.learning_rate:g} {job.optimizer.schedule.name}"),
-        ("memory", f"{size(plan.data_bytes)} of rows over all workers; {_kept(plan)}"),
-        ("", f"beside them {size(plan.worker_bytes)} a worker"),
-        ("", f"and {size(plan.coordinator_bytes)} for the coordinator"),
+        ("memory", f"{written_size(plan.data_bytes)} of rows over all workers; {_kept(plan)}"),
+        ("", f"beside them {written_size(plan.worker_bytes)} a worker"),
+        ("", f"and {written_size(plan.coordinator_bytes)} for the coordinator"),
     ):
         table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
     return table
@@ -86,4 +87,4 @@ def _kept(plan: JobPlan) -> str:
     kept = "all" if plan.kept == plan.share else "none" if plan.kept == 0 else f"{plan.kept:,} of {plan.share:,}"
     rest = "" if plan.kept == plan.share else ", the others streamed" if plan.kept else ", all streamed"
     kept += f" kept as {plan.raw}" if plan.raw is not None and plan.kept else " kept"
-    return f"{kept} in the {size(plan.limit_bytes)} of a worker{rest}"
+    return f"{kept} in the {written_size(plan.limit_bytes)} of a worker{rest}"

@@ -10,15 +10,6 @@ def readable(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def size(amount: float) -> str:
-    """Return bytes in the unit that keeps the number short."""
-    for unit in ("B", "kB", "MB"):
-        if amount < 1000:
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    return f"{amount:,.3g} GB"
-
-
 def number(value: float) -> str:
     """Return a number with five significant digits."""
     return f"{value:.5g}"

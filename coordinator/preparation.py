@@ -12,7 +12,8 @@ from worker.choice import choose_columns
 from worker.columns import Columns, csv_type, require_columns, value_names
 from worker.encoding import Encoding
 from worker.errors import DataError, JobError, require
-from worker.keeping import raw_type, training_need
+from worker.keeping import raw_type, streamed_bytes, training_need
+from worker.memory import written_size
 from worker.messages import CountRows, RowCounts, ScanShards, Setup
 from worker.model import ModelSpec
 from worker.scan import Scan, scan_sum
@@ -157,12 +158,12 @@ def _check_memory(job: JobSpec, setup: Setup, encoding: Encoding) -> None:
     if plan.window is not None:
         # All of them, since a worker may have to take over from all others.
         windows = sum(need.least for need in needs)
-        most = plan.window.rows * plan.shards * limit // windows
+        most = limit // streamed_bytes(1, encoding.row_bytes(job.model.dtype)) // plan.shards * plan.shards
         require(
             windows <= limit,
             "data.memory_limit",
-            f"{job.data.memory_limit} is less than the {windows / 1e6:,.3g} MB that windows of all shards take; "
-            f"raise it, or set data.window_rows to about {most:,}",
+            f"{job.data.memory_limit} is less than the {written_size(windows)} that windows of all shards take; raise it"
+            + (f", or set data.window_rows to {most:,} or less" if most else ", or use fewer shards"),
         )
     else:
         share = -(-plan.shards // job.workers.first)
@@ -170,7 +171,7 @@ def _check_memory(job: JobSpec, setup: Setup, encoding: Encoding) -> None:
         require(
             rows <= limit,
             "data.memory_limit",
-            f"{job.data.memory_limit} is less than the {rows / 1e6:,.3g} MB that the shards of each of "
+            f"{job.data.memory_limit} is less than the {written_size(rows)} that the shards of each of "
             f'{job.workers.first} workers take; raise it, set data.shuffle = "window", or use more workers',
         )
 

@@ -11,7 +11,7 @@ from worker.order import ShardOrder
 from worker.reading import ShardData
 
 ORDER_BYTES: Final = 8
-"""Of a training row that is kept: its place in the order of an epoch."""
+"""Of a training row: its place in the order of an epoch, or of a window."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def training_need(setup: Setup, encoding: Encoding, number: int, raw: str | None
     plan, dtype = setup.plan, setup.model.dtype
     order = ShardOrder(plan, number)
     kept = order.rows * (encoding.row_bytes(dtype, raw) + ORDER_BYTES)
-    return Need(kept, streamed_bytes(order, encoding.row_bytes(dtype)), must=plan.window is None)
+    return Need(kept, streamed_bytes(order.window_rows, encoding.row_bytes(dtype)), must=plan.window is None)
 
 
-def streamed_bytes(order: ShardOrder, row_bytes: int) -> int:
+def streamed_bytes(window_rows: int, row_bytes: int) -> int:
     """Return what a streamed shard takes in memory: a window, the next one, and the order of one's rows."""
-    return order.window_rows * (2 * row_bytes + 8)
+    return window_rows * (2 * row_bytes + ORDER_BYTES)
 
 
 def raw_type(setup: Setup, encoding: Encoding) -> str | None:

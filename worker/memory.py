@@ -10,12 +10,13 @@ from typing import Final, TypeVar
 SHARE: Final = 0.6
 """Of a node's memory, that its workers take for rows where the job does not say how much."""
 
-UNITS: Final = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
-    "KiB": 1 << 10,
-    "MiB": 1 << 20,
-    "GiB": 1 << 30,
-    "TiB": 1 << 40,
+UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+    "tib": 1 << 40,
 }
+"""Bytes of each unit, in small letters: nobody means bits by them."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -23,9 +24,18 @@ K = TypeVar("K", bound=Hashable)
 def parse_size(text: str) -> int | None:
     """Return the bytes of a size such as "400 MB" or "1.5 GiB"; None where it is none."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if found is None or found[2] not in UNITS:
+    if found is None or found[2].lower() not in UNITS:
         return None
-    return int(float(found[1]) * UNITS[found[2]])
+    return int(float(found[1]) * UNITS[found[2].lower()])
+
+
+def written_size(amount: float) -> str:
+    """Return bytes in the unit that keeps the number short."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 999.5:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:,.3g} TB"
 
 
 def node_memory(root: Path = Path("/")) -> int:

@@ -129,11 +129,15 @@ def test_check_tells_how_many_shards_a_worker_keeps(job: Document, tmp_path: Pat
     [
         (
             {"memory_limit": 500},
-            "500 is less than the 0.00056 MB that windows of all shards take; raise it, or set data.window_rows to about 8",
+            "500 is less than the 560 B that windows of all shards take; raise it, or set data.window_rows to 5 or less",
+        ),
+        (
+            {"memory_limit": "1 B"},
+            "1 B is less than the 560 B that windows of all shards take; raise it, or use fewer shards",
         ),
         (
             {"memory_limit": "1 kB", "shuffle": "full", "window_rows": None},
-            "1 kB is less than the 0.00118 MB that the shards of each of 2 workers take; raise it, "
+            "1 kB is less than the 1.18 kB that the shards of each of 2 workers take; raise it, "
             'set data.shuffle = "window", or use more workers',
         ),
     ],

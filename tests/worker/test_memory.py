@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.memory import Need, choose_kept, node_memory, parse_size
+from worker.memory import Need, choose_kept, node_memory, parse_size, written_size
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,9 @@ from worker.memory import Need, choose_kept, node_memory, parse_size
         ("0 MB", 0),
         ("MB", None),
         ("-1 MB", None),
-        ("4 mb", None),
+        ("4 mb", 4_000_000),
+        ("400 KB", 400_000),
+        ("2 gib", 2 << 30),
         ("4 Gigabytes", None),
         ("1e9", None),
         ("", None),
@@ -28,6 +30,14 @@ from worker.memory import Need, choose_kept, node_memory, parse_size
 )
 def test_sizes_are_read_with_their_units(text: str, expected: int | None) -> None:
     assert parse_size(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("amount", "written"),
+    [(0, "0 B"), (7, "7 B"), (999.7, "1 kB"), (12_345, "12.3 kB"), (999_600_000, "1 GB"), (7.58e9, "7.58 GB"), (1e13, "10 TB")],
+)
+def test_sizes_are_written_in_few_digits(amount: float, written: str) -> None:
+    assert written_size(amount) == written
 
 
 @pytest.mark.parametrize(
