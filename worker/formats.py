@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
+from mmap import ACCESS_READ, MADV_DONTNEED, mmap
 from typing import Any, Final, Literal
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 
 from worker.errors import DataError, first_line
-from worker.stores import Place, is_remote
+from worker.stores import Place, is_remote, local_path
 
 Format = Literal["Parquet", "Arrow IPC", "CSV"]
 
@@ -63,16 +64,10 @@ def format_of(path: str) -> Format | None:
 def opened(place: Place, form: Format) -> Iterator[pa.NativeFile]:
     """Open a file to read it. What goes wrong while it is open becomes a DataError that names the file."""
     try:
-        with _open(place, form) as handle:
+        with place.filesystem.open_input_file(place.path) as handle:
             yield handle
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _named(place, form, error) from error
-
-
-def _open(place: Place, form: Format) -> pa.NativeFile:
-    # Of Arrow IPC in memory that is mapped, no more is read than the rows that are looked at.
-    mapped = form == "Arrow IPC" and not is_remote(place.address)
-    return pa.memory_map(place.path) if mapped else place.filesystem.open_input_file(place.path)
 
 
 def read_metadata(handle: pa.NativeFile, form: Format, address: str) -> Metadata:
@@ -205,11 +200,21 @@ def _batch_rows(schema: pa.Schema, columns: list[str]) -> int:
 
 
 def _read_arrow(handle: pa.NativeFile, address: str, first: int, last: int, columns: list[str], _: pa.Schema) -> _Placed:
-    file, place = pa.ipc.open_file(handle), 0
     if is_remote(address):
-        # Of memory that is mapped, this would copy a whole batch's columns; without, only what is looked at is read.
-        needed = [found for name in columns if (found := file.schema.get_field_index(name)) >= 0]
-        file = pa.ipc.open_file(handle, options=pa.ipc.IpcReadOptions(included_fields=needed))
+        names = pa.ipc.open_file(handle).schema.names
+        needed = [names.index(name) for name in columns if name in names]
+        yield from _arrow_pieces(handle, first, last, columns, pa.ipc.IpcReadOptions(included_fields=needed))
+        return
+    # Of memory that is mapped, no more is read than the rows that are looked at; a choice of columns would copy a whole batch.
+    with open(local_path(address), "rb") as file:
+        memory = mmap(file.fileno(), 0, access=ACCESS_READ)
+    for piece in _arrow_pieces(pa.BufferReader(memory), first, last, columns, pa.ipc.IpcReadOptions()):
+        memory.madvise(MADV_DONTNEED)  # else, all that was looked at counts as this process's memory
+        yield piece
+
+
+def _arrow_pieces(handle: pa.NativeFile, first: int, last: int, columns: list[str], options: pa.ipc.IpcReadOptions) -> _Placed:
+    file, place = pa.ipc.open_file(handle, options=options), 0
     rows = _batch_rows(file.schema, columns)
     for number in range(file.num_record_batches):
         if place >= last:
@@ -271,7 +276,7 @@ def _named(place: Place, form: Format, error: Exception) -> DataError:
         row, expected, there = (int(number) for number in found.groups())  # the header is a row there, and none here
         return DataError(f"{place.address}: row {row - 1} has {there} fields, but the header {expected}; mend the row")
     if form == "CSV" and (found := _UNFIT.match(message)):
-        with _open_csv(_open(place, form), place.address, {}) as reader:
+        with _open_csv(place.filesystem.open_input_file(place.path), place.address, {}) as reader:
             name = reader.schema.names[int(found[1])]
         wanted = _TYPES.get(found[3], found[3])
         return DataError(

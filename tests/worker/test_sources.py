@@ -609,6 +609,32 @@ def test_what_is_decoded_of_many_row_groups_does_not_pile_up(tmp_path: Path) -> 
     assert most < 6 * group * 4 * 8  # a few groups of 4 columns of 8 bytes, of 40
 
 
+def test_arrow_that_is_mapped_into_memory_does_not_count_as_the_process_s(tmp_path: Path) -> None:
+    table = pa.table({f"x{place}": np.zeros(1_000_000) for place in range(8)})
+    for name, most_rows in (("large.arrow", None), ("small.arrow", GROUP_ROWS * 1000)):
+        with pa.OSFile(str(tmp_path / name), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=most_rows)
+        source = open_source(str(tmp_path / name), "data.train")
+
+        resident = [_mapped_bytes(name) for _ in read_batches(source, 0, source.rows, table.schema.names)]
+
+        assert len(resident) > 7
+        assert max(resident) < table.nbytes / 4
+
+
+def _mapped_bytes(name: str) -> int:
+    """Returns how much of the mapped files of this name is resident in this process."""
+    maps = Path("/proc/self/smaps").read_text()
+    return 1024 * sum(int(rss) for rss in re.findall(rf"/{re.escape(name)}\n(?:.*\n)*?Rss: +(\d+) kB", maps))
+
+
+def test_text_in_views_is_read_as_text(tmp_path: Path) -> None:
+    columns = {"text": pa.array(["red", None, "a colour of more than twelve letters"]), "y": [1, 2, 3]}
+    path = write(tmp_path / "rows.arrow", {"text": columns["text"].cast(pa.string_view()), "y": columns["y"]})
+
+    assert read_all(path).equals(pa.table(columns))
+
+
 @pytest.mark.parametrize("end", ["", "\n", "\r\n\n"])
 def test_a_quote_that_is_not_closed_takes_no_rows_in_silence(end: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
