@@ -1,4 +1,8 @@
-"""Columns that are in the names of folders: `year=2024/month=1/rows.parquet`, as Hive has it."""
+"""Columns that are in the names of folders: `year=2024/month=1/rows.parquet`, as Hive has it.
+
+A column is one of whole numbers only if each name is the one that its number would be written as. So no two folders become one
+value, as `plz=01067` and `plz=1067` would, and what is a number in one dataset can be the text again that it is in another.
+"""
 
 import re
 from collections.abc import Sequence
@@ -54,7 +58,7 @@ def _texts(file: Found) -> dict[str, str | None]:
 
 
 def _is_whole(value: str | None) -> bool:
-    return value is None or (re.fullmatch(r"-?[0-9]{1,18}", value) is not None)
+    return value is None or (re.fullmatch(r"0|-?[1-9][0-9]{0,17}", value) is not None)
 
 
 def _value(text: str | None, *, whole: bool) -> int | str | None:

@@ -124,14 +124,19 @@ class Source:
     def typed(self, types: Mapping[str, pa.DataType]) -> "Source":
         """Return the source with other types for these columns, by name, as far as its own are guesses and it has them.
 
-        A column of true and false stays so where numbers are asked for, since it can stand for them.
+        A column of true and false stays so where numbers are asked for, since it can stand for them. Of what is in the names of
+        folders, numbers can become the text that they are written as.
         """
-        fixed = {name for name, _ in self.files[0].partitions}
-        fixed |= {
-            field.name for field in self.schema if pa.types.is_boolean(field.type) and types.get(field.name) == pa.float64()
-        }
-        fields = [field if field.name in fixed else field.with_type(types.get(field.name, field.type)) for field in self.schema]
-        return replace(self, schema=pa.schema(fields)) if self.guessed else self
+        folders = {name for name, _ in self.files[0].partitions}
+
+        def settled(field: pa.Field) -> pa.Field:
+            wanted = types.get(field.name, field.type)
+            if field.name in folders:
+                return field.with_type(wanted) if pa.types.is_string(wanted) else field
+            fits = pa.types.is_boolean(field.type) and wanted == pa.float64()
+            return field.with_type(wanted) if self.guessed and not fits else field
+
+        return replace(self, schema=pa.schema([settled(field) for field in self.schema]))
 
     def where(self, row: int) -> str:
         """Return 'path: row 5' for a position in the dataset; rows of a file count from 1."""
@@ -232,7 +237,7 @@ def _read_file(source: Source, file: SourceFile, first: int, last: int, columns:
 def _column(source: Source, file: SourceFile, name: str, batch: pa.RecordBatch) -> pa.Array:
     constants, wanted = dict(file.partitions), source.schema.field(name).type
     if name in constants:
-        return pa.repeat(pa.scalar(constants[name], wanted), batch.num_rows)
+        return pa.repeat(pa.scalar(constants[name]).cast(wanted), batch.num_rows)
     place = batch.schema.get_field_index(name)
     if place < 0 or batch.schema.types[place] != wanted:
         raise _changed(file)

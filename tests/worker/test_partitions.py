@@ -27,7 +27,11 @@ def columns_of(path: Path, *names: str) -> dict[str, list[Any]]:
     ("values", "columns", "arrow"),
     [
         (["2024", "2025"], [2024, 2025], pa.int64()),
-        (["01", "-2"], [1, -2], pa.int64()),
+        (["0", "-2"], [0, -2], pa.int64()),
+        (["01067", "1067"], ["01067", "1067"], pa.string()),
+        (["01", "12"], ["01", "12"], pa.string()),
+        (["-0", "00", "+1"], ["-0", "00", "+1"], pa.string()),
+        (["1" * 18, "-" + "1" * 18], [int("1" * 18), -int("1" * 18)], pa.int64()),
         (["1", "one"], ["1", "one"], pa.string()),
         (["1", "1" * 19], ["1", "1" * 19], pa.string()),
         (["1", "__HIVE_DEFAULT_PARTITION__"], [1, None], pa.int64()),
@@ -46,6 +50,17 @@ def test_folders_make_up_a_column_of_whole_numbers_or_else_of_text(
     assert source.schema.field("k").type == arrow
     assert columns_of(tmp_path, "k") == {"k": [column for _, column in sorted(zip(values, columns, strict=True))]}
     assert set(columns_of(tmp_path, "k", "x")) == {"k", "x"}
+
+
+@pytest.mark.parametrize("values", [["1067", "-9"], ["1067", "__HIVE_DEFAULT_PARTITION__"]])
+def test_whole_numbers_are_text_again_where_another_dataset_has_text(values: list[str], tmp_path: Path) -> None:
+    for value in values:
+        write(tmp_path, f"plz={value}")
+    source = open_source(str(tmp_path), "data.train").typed({"plz": pa.string(), "x": pa.string()})
+
+    assert source.schema.types == [pa.int64(), pa.string()]
+    found = read_rows(source, 0, 2, ["plz"])["plz"].to_pylist()
+    assert found == [None if value.startswith("_") else value for value in sorted(values)]
 
 
 def test_folders_are_read_as_by_arrow_s_datasets(tmp_path: Path) -> None:
