@@ -15,6 +15,7 @@ import coordinator
 import worker
 from cluster.submitted import needs
 from coordinator.job import JobSpec, dump_job, with_paths
+from worker.csv_dialect import CsvSpec
 from worker.discovery import find_files
 from worker.errors import JobError
 from worker.memory import written_size
@@ -48,7 +49,7 @@ def packed(job: JobSpec, folder: Path, *, upload: bool, same_machine: bool) -> I
     """
     with TemporaryDirectory(prefix="isograd-") as temporary:
         parcel = Path(temporary)
-        luggage = _Luggage(parcel)
+        luggage = _Luggage(parcel, job.data.csv)
 
         def place(key: str, path: str) -> str:
             found, relative = str(folder / path), not Path(path).is_absolute()
@@ -79,11 +80,12 @@ class _Luggage:
     """Takes files along, up to a limit."""
 
     parcel: Path
+    csv: CsvSpec
     bytes: int = field(default=0, init=False)
 
     def take(self, key: str, path: str) -> str:
         """Copy what is found at `path` into the parcel, in the order of its rows; return where it is in there."""
-        files = _rows(path, key) if key in ROWS else {Path(path): Path()}
+        files = _rows(path, key, self.csv) if key in ROWS else {Path(path): Path()}
         if not all(file.is_file() for file in files):
             raise JobError(key, f"no such file: {path}")
         self.bytes += sum(file.stat().st_size for file in files)
@@ -108,9 +110,9 @@ class _Luggage:
         return place
 
 
-def _rows(path: str, key: str) -> dict[Path, Path]:
+def _rows(path: str, key: str, csv: CsvSpec) -> dict[Path, Path]:
     """Return the files of a dataset in the order of its rows, each with the folders that make up columns."""
-    open_source(path, key)
+    open_source(path, key, csv=csv)
     found = find_files(path, key, DEFAULT_STORAGE)
     return {Path(file.place.path): Path(*(folder for folder in file.folders if "=" in folder)) for file in found}
 

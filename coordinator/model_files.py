@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from coordinator.folders import Address, Folder, open_folder, open_parent, parse_address, reason
 from worker.arrays import Floats
+from worker.csv_dialect import DEFAULT_CSV, CsvSpec
 from worker.encoding import Encoding
 from worker.errors import DataError, JobError
 from worker.initial import initial_weights
@@ -39,15 +40,17 @@ class ModelDescription:
     input_names: tuple[str, ...]
     weights_digest: str
     libraries: dict[str, str]
+    csv: CsvSpec = DEFAULT_CSV
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model read back from a run directory."""
+    """A model read back from a run directory; `csv` says how the CSV files of its training were written."""
 
     network: Network
     encoding: Encoding
     weights_P: Floats
+    csv: CsvSpec = DEFAULT_CSV
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ def safetensors_pieces(arrays: Mapping[str, Floats], metadata: Mapping[str, str]
         yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def save_model(folder: Folder, model: ModelSpec, encoding: Encoding, layout: Layout, weights_P: Floats) -> None:
+def save_model(
+    folder: Folder, model: ModelSpec, encoding: Encoding, layout: Layout, weights_P: Floats, csv: CsvSpec = DEFAULT_CSV
+) -> None:
     """Write model.safetensors and model.json into `folder`. Raises OSError where that can't be."""
     folder.make()
     folder.write(WEIGHTS, safetensors_pieces(layout.views(weights_P)))
@@ -97,6 +102,7 @@ def save_model(folder: Folder, model: ModelSpec, encoding: Encoding, layout: Lay
         input_names=tuple(encoding.input_names),
         weights_digest=weights_digest(weights_P),
         libraries={"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES},
+        csv=csv,
     )
     folder.write(DESCRIPTION, _ADAPTER.dump_json(description, indent=2) + b"\n")
 
@@ -124,7 +130,7 @@ def load_model(run_directory: Address, storage: StorageSpec = DEFAULT_STORAGE) -
     weights_P = read_weights(folder, WEIGHTS, network.layout, description.model.dtype, DataError)
     if weights_digest(weights_P) != description.weights_digest:
         raise DataError(f"{folder.at(WEIGHTS)}: its weights are not those that {DESCRIPTION} was written for")
-    return TrainedModel(network, encoding, weights_P)
+    return TrainedModel(network, encoding, weights_P, description.csv)
 
 
 def starting_weights(model: ModelSpec, layout: Layout, seed: int, storage: StorageSpec = DEFAULT_STORAGE) -> Floats:

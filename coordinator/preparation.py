@@ -38,20 +38,27 @@ class Inspection:
 
     def count_task(self, files: Iterable[SourceFile]) -> CountRows:
         """Return the task that counts files."""
-        return CountRows(tuple(files), self.job.storage, self._doubtful)
+        chosen, train = tuple(files), {file.path for file in self.train.files}
+        of_train, of_validation = self._doubtful(self.train), self._doubtful(self.validation)
+        return CountRows(chosen, self.job.storage, tuple(of_train if file.path in train else of_validation for file in chosen))
 
     @property
     def uncounted(self) -> list[SourceFile]:
         """The files that have no count in their metadata."""
         return [*self.train.uncounted, *(self.validation.uncounted if self.validation else ())]
 
-    @property
-    def _doubtful(self) -> dict[str, pa.DataType]:
-        """Columns of categories or classes that look like whole numbers, but may turn out to be text further on."""
-        columns = [feature.column for feature in self.columns.features if feature.category]
-        columns += self.columns.labels if self.job.model.task != "regression" else ()
-        found = {column.name: self.train.schema.field(column.name).type for column in columns if column.kind != "text"}
-        return {name: pa.int64() if pa.types.is_null(arrow) else arrow for name, arrow in found.items()}
+    def _doubtful(self, source: Source | None) -> dict[str, pa.DataType]:
+        """Return columns of a dataset that may turn out to be something else further on, by what they look like.
+
+        They are categories or classes that look like whole numbers, and what has no value at the beginning of the files.
+        """
+        if source is None:
+            return {}
+        looks = {field.name: field.type for field in self.train.schema}
+        used = [feature.column for feature in self.columns.features if feature.category]
+        used += self.columns.labels if self.job.model.task != "regression" else ()
+        empty = [field.name for field in source.schema if pa.types.is_null(field.type)]
+        return {column.name: looks[column.name] for column in used if column.kind != "text"} | dict.fromkeys(empty, pa.null())
 
     def counted(self, counts: RowCounts) -> "Inspection":
         """Return the inspection with the counts filled in, and the columns as the counting found them to be."""
@@ -61,6 +68,8 @@ class Inspection:
         )
         types = _types(columns, self.job.model)
         validation = self.validation.counted(counts).typed(types) if self.validation is not None else None
+        if validation is not None:
+            require_columns(validation, columns.all)
         return replace(self, train=train.typed(types), validation=validation, columns=columns)
 
 
@@ -81,13 +90,13 @@ def inspect(job: JobSpec) -> Inspection:
         DataError: a file can't be read.
     """
     data = job.data
-    train = open_source(data.train, "data.train", job.storage)
+    train = open_source(data.train, "data.train", job.storage, data.csv)
     columns = choose_columns(train.schema, data, job.model)
     if job.model.task == "regression":
         job.model.check_outputs(len(value_names(columns.labels)))
     validation = None
     if isinstance(data.validation, str):
-        validation = open_source(data.validation, "data.validation", job.storage)
+        validation = open_source(data.validation, "data.validation", job.storage, data.csv)
         require_columns(validation.typed(_types(columns, job.model)), columns.all)
     return Inspection(job, train, validation, columns)
 

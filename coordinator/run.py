@@ -94,7 +94,7 @@ def _train(
     yield from map(watch.report, (*_notices(dispatcher.notices()), *writer.events()))
     outcome = training.outcome
     with ending(order.folder):
-        save_model(directory.model, job.model, prepared.encoding, prepared.layout, outcome.weights_P)
+        save_model(directory.model, job.model, prepared.encoding, prepared.layout, outcome.weights_P, job.data.csv)
         summary = _summary(order, prepared, outcome, training.crew, clock)
         finished = watch.report(Finished(summary=summary, crew=training.crew))
         directory.finish(watch.page(), summary)

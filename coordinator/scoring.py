@@ -165,13 +165,14 @@ class _Writer:
 
 def _open(model: TrainedModel, data: str, storage: StorageSpec, wanted: tuple[Column, ...]) -> Source:
     """Open and count a dataset that has these columns of the model's."""
-    source = open_source(data, "--data", storage)
+    source = open_source(data, "--data", storage, model.csv)
     types = {column.name: csv_type(column, category=column in model.encoding.categories) for column in wanted}
-    # The other columns may turn out not to be what they look like at first.
-    doubtful = {field.name: field.type for field in source.schema if field.name not in types}
     source = source.typed({name: arrow for name, arrow in types.items() if arrow is not None})
     require_columns(source, wanted)
+    # The other columns may turn out not to be what they look like at first, and what is empty at first anything.
+    doubtful = {field.name: field.type for field in source.schema if field.name not in types or pa.types.is_null(field.type)}
     source = source.counted({file.path: count_rows(file, storage, doubtful) for file in source.uncounted})
+    require_columns(source, wanted)
     if source.rows == 0:
         raise DataError(f"{data}: has no rows; at least one is needed")
     return source

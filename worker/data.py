@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import ClassVar, Final, Literal
 
+from worker.csv_dialect import DEFAULT_CSV, CsvSpec
 from worker.errors import require
 from worker.memory import parse_size
 from worker.stores import check_address
@@ -67,6 +68,8 @@ class DataSpec:
         shuffle: which rows are shuffled together in each epoch: all of a shard ("full"), or those of a window ("window"), which
             can be read as they are needed; "auto" takes windows for data that is larger than a fixed size.
         window_rows: of a window, over all shards; None takes as many as take a fixed size.
+        delimiter: between the fields of CSV files: one ASCII character.
+        decimal: between the digits of numbers there.
         memory_limit: that the rows of a worker may take, in bytes or as "400 MB"; None takes a share of the node's memory.
             Decides what is kept in memory, and never a result.
     """
@@ -89,6 +92,8 @@ class DataSpec:
     unlabelled: Literal["error", "ignore"] = "error"
     shuffle: Literal["auto", "full", "window"] = "auto"
     window_rows: int | None = None
+    delimiter: str = DEFAULT_CSV.delimiter
+    decimal: Literal[".", ","] = DEFAULT_CSV.decimal
     memory_limit: int | str | None = None
 
     def __post_init__(self) -> None:
@@ -117,6 +122,7 @@ class DataSpec:
             "data.memory_limit",
             f'must be a size above 0 such as "400 MB" or "2 GiB", or a number of bytes, got {self.memory_limit!r}',
         )
+        CsvSpec(delimiter=self.delimiter, decimal=self.decimal)  # refuses what fits no file
         _check_values("data", self.fill, self.categories)
         for name, spec in self.columns.items():
             _check_values(f"data.columns.{name}", spec.fill, spec.categories)
@@ -128,6 +134,11 @@ class DataSpec:
     def labels(self) -> tuple[str, ...]:
         """The label's names and globs as a tuple."""
         return (self.label,) if isinstance(self.label, str) else self.label
+
+    @property
+    def csv(self) -> CsvSpec:
+        """How CSV files are written."""
+        return CsvSpec(delimiter=self.delimiter, decimal=self.decimal)
 
     @property
     def memory_bytes(self) -> int | None:

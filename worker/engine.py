@@ -98,7 +98,8 @@ class Worker:
 
     def count(self, task: CountRows) -> RowCounts:
         """Return the rows of each file, and what became of the guesses."""
-        return {file.path: count_rows(file, task.storage, task.doubtful) for file in task.files}
+        files = zip(task.files, task.doubtful, strict=True)
+        return {file.path: count_rows(file, task.storage, doubtful) for file, doubtful in files}
 
     def scan(self, task: ScanShards) -> Scans:
         """Read the shards, and return what the encoding must know of them."""

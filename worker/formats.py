@@ -1,6 +1,5 @@
 """The formats that files of a dataset may have: their schema, their row counts, and reading ranges of rows."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
@@ -8,10 +7,11 @@ from mmap import ACCESS_READ, MADV_DONTNEED, mmap
 from typing import Any, Final, Literal
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 
+from worker.csv_dialect import CsvSpec
+from worker.csv_file import STREAM_BYTES, csv_error, guess_schema, read_csv
 from worker.errors import DataError, first_line
 from worker.stores import Place, is_remote, local_path
 
@@ -44,13 +44,6 @@ GROUP_BYTES: Final = 128 << 20
 
 LEAST_BUFFER: Final = 64 << 10
 
-TAIL_BYTES: Final = 4096
-"""Of a CSV's end that are looked at; more empty lines than that are not looked behind."""
-
-STREAM_BYTES: Final = 8 << 20
-"""Asked of a store at once where a file is read from its beginning."""
-
-
 Metadata = tuple[pa.Schema, int | None, tuple[int, ...]]
 """Schema, rows, and rows of each group."""
 
@@ -61,27 +54,39 @@ def format_of(path: str) -> Format | None:
 
 
 @contextmanager
-def opened(place: Place, form: Format) -> Iterator[pa.NativeFile]:
+def opened(place: Place, form: Format, csv: CsvSpec) -> Iterator[pa.NativeFile]:
     """Open a file to read it. What goes wrong while it is open becomes a DataError that names the file."""
     try:
-        with place.filesystem.open_input_file(place.path) as handle:
+        handle = place.filesystem.open_input_file(place.path)
+        if form == "CSV":
+            # A thread may still be reading ahead: it would read on in whatever file gets the number of this one, were it closed.
+            # It closes itself when nobody has it any more.
             yield handle
+        else:
+            with handle:
+                yield handle
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise _named(place, form, error) from error
+        raise _named(place, form, csv, error) from error
 
 
-def read_metadata(handle: pa.NativeFile, form: Format, address: str) -> Metadata:
+def _named(place: Place, form: Format, csv: CsvSpec, error: Exception) -> DataError:
+    if form == "CSV":
+        return csv_error(place, csv, error)
+    return DataError(f"{place.address}: can't be read as {form}: {first_line(error)}")
+
+
+def read_metadata(handle: pa.NativeFile, form: Format, address: str, csv: CsvSpec) -> Metadata:
     """Return names and types of a file's columns, its rows, and those of its row groups.
 
     Of CSV, the types are guesses, and there is no count, but None. Only Parquet has groups.
     """
-    schema, rows, groups = _METADATA[form](handle, address)
+    schema, rows, groups = (guess_schema(handle, address, csv), None, ()) if form == "CSV" else _METADATA[form](handle)
     # Whether a column may hold nulls says nothing yet, and differs from file to file.
     return pa.schema([(field.name, field.type) for field in schema]), rows, groups
 
 
 def read_range(
-    handle: pa.NativeFile, form: Format, address: str, first: int, last: int, columns: list[str], schema: pa.Schema
+    handle: pa.NativeFile, form: Format, address: str, csv: CsvSpec, first: int, last: int, columns: list[str], schema: pa.Schema
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield batches that hold rows first..last-1 of a file, and maybe more, each with the place of its first row.
 
@@ -89,61 +94,21 @@ def read_range(
     the blocks up to them, and of the latter on this machine all columns.
 
     Args:
-        handle: the open file; a CSV is closed then.
+        handle: the open file.
         form: its format.
         address: of the file.
+        csv: how a CSV is written.
         first: place of the first row.
         last: place after the last row.
         columns: to be read.
         schema: the types that a CSV's columns are to have.
     """
-    return _READ[form](handle, address, first, last, columns, schema)
+    if form == "CSV":
+        return read_csv(handle, address, csv, last, columns, schema)
+    return _READ[form](handle, address, first, last, columns)
 
 
-def count_csv(
-    handle: pa.NativeFile, address: str, names: list[str], doubtful: Mapping[str, pa.DataType]
-) -> tuple[int, list[str]]:
-    """Return the rows of a CSV, and the doubtful columns that hold something that is not of the type guessed for them.
-
-    Args:
-        handle: the open file; it is closed then.
-        address: of the file.
-        names: of its columns.
-        doubtful: the guesses, by name.
-
-    Raises:
-        DataError: the file ends within quotes, which may have taken rows for a part of a value.
-    """
-    rows, wrong, last = 0, set[str](), b""
-    tail = b"" if address.lower().endswith(".gz") else _tail(handle)
-    with _open_csv(handle, address, dict.fromkeys(names, pa.binary())) as reader:
-        for batch in reader:
-            rows += batch.num_rows
-            wrong |= {name for name in doubtful.keys() - wrong if not _holds(batch.column(name), doubtful[name])}
-            last = batch.column(names[-1])[-1].as_py() or b"" if batch.num_rows else last
-    # A value of several lines stood in quotes, so the file ends with one, if that is its last value.
-    end = tail.rstrip(b"\r\n")
-    if end and b"\n" in last and not end.endswith(b'"'):
-        raise DataError(f"{address}: row {rows}, column '{names[-1]}': has a quote that is not closed; close it, or take it out")
-    return rows, sorted(wrong)
-
-
-def _tail(handle: pa.NativeFile) -> bytes:
-    handle.seek(max(0, handle.size() - TAIL_BYTES))
-    content: bytes = handle.read(TAIL_BYTES)
-    handle.seek(0)
-    return content
-
-
-def _holds(values: pa.Array, guess: pa.DataType) -> bool:
-    try:
-        pa.compute.utf8_trim_whitespace(values.cast(pa.string())).cast(guess)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def _parquet_metadata(handle: pa.NativeFile, _: str) -> Metadata:
+def _parquet_metadata(handle: pa.NativeFile) -> Metadata:
     with pq.ParquetFile(handle) as file:
         return file.schema_arrow, file.metadata.num_rows, _group_sizes(file.metadata)
 
@@ -152,20 +117,15 @@ def _group_sizes(metadata: pq.FileMetaData) -> tuple[int, ...]:
     return tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
 
 
-def _arrow_metadata(handle: pa.NativeFile, _: str) -> Metadata:
+def _arrow_metadata(handle: pa.NativeFile) -> Metadata:
     fragment = pa_dataset.IpcFileFormat().make_fragment(handle)
     return fragment.physical_schema, fragment.count_rows(), ()
-
-
-def _csv_metadata(handle: pa.NativeFile, address: str) -> Metadata:
-    with _open_csv(handle, address, {}) as reader:
-        return reader.schema, None, ()
 
 
 _Placed = Iterator[tuple[int, pa.RecordBatch]]
 
 
-def _read_parquet(handle: pa.NativeFile, address: str, first: int, last: int, columns: list[str], _: pa.Schema) -> _Placed:
+def _read_parquet(handle: pa.NativeFile, address: str, first: int, last: int, columns: list[str]) -> _Placed:
     metadata = pq.read_metadata(handle)
     sizes = _group_sizes(metadata)
     starts = list(accumulate(sizes, initial=0))
@@ -199,7 +159,7 @@ def _batch_rows(schema: pa.Schema, columns: list[str]) -> int:
     return min(BATCH_ROWS, max(1, BATCH_VALUES // max(1, values) // BATCH_UNIT) * BATCH_UNIT)
 
 
-def _read_arrow(handle: pa.NativeFile, address: str, first: int, last: int, columns: list[str], _: pa.Schema) -> _Placed:
+def _read_arrow(handle: pa.NativeFile, address: str, first: int, last: int, columns: list[str]) -> _Placed:
     if is_remote(address):
         names = pa.ipc.open_file(handle).schema.names
         needed = [names.index(name) for name in columns if name in names]
@@ -230,57 +190,11 @@ def _arrow_pieces(handle: pa.NativeFile, first: int, last: int, columns: list[st
         place += batch.num_rows
 
 
-def _read_csv(handle: pa.NativeFile, address: str, _: int, last: int, columns: list[str], schema: pa.Schema) -> _Placed:
-    with _open_csv(handle, address, {name: schema.field(name).type for name in columns}, columns) as reader:
-        place = 0
-        for batch in reader:
-            if place >= last:
-                break
-            yield place, batch
-            place += batch.num_rows
-
-
-def _open_csv(
-    handle: pa.NativeFile, address: str, types: Mapping[str, pa.DataType], columns: list[str] | None = None
-) -> pa_csv.CSVStreamingReader:
-    """Open a CSV whose columns have these types, the others being guessed; only `columns` are converted."""
-    stream = pa.BufferedInputStream(handle, STREAM_BYTES) if is_remote(address) else handle
-    return pa_csv.open_csv(
-        pa.CompressedInputStream(stream, "gzip") if address.lower().endswith(".gz") else stream,
-        read_options=pa_csv.ReadOptions(use_threads=False),  # with threads, an error does not tell its row
-        convert_options=pa_csv.ConvertOptions(column_types=dict(types), include_columns=columns or [], strings_can_be_null=True),
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-    )
-
-
-_METADATA: Final[Mapping[Format, Callable[[pa.NativeFile, str], Metadata]]] = {
+_METADATA: Final[Mapping[Format, Callable[[pa.NativeFile], Metadata]]] = {
     "Parquet": _parquet_metadata,
     "Arrow IPC": _arrow_metadata,
-    "CSV": _csv_metadata,
 }
-_READ: Final[Mapping[Format, Callable[[pa.NativeFile, str, int, int, list[str], pa.Schema], _Placed]]] = {
+_READ: Final[Mapping[Format, Callable[[pa.NativeFile, str, int, int, list[str]], _Placed]]] = {
     "Parquet": _read_parquet,
     "Arrow IPC": _read_arrow,
-    "CSV": _read_csv,
 }
-
-_RAGGED: Final = re.compile(r"CSV parse error: Row #(\d+): Expected (\d+) columns, got (\d+)")
-_UNFIT: Final = re.compile(r"In CSV column #(\d+): Row #(\d+): CSV conversion error to (\S+): invalid value (.*)")
-_TYPES: Final = {"double": "number", "int64": "whole number", "bool": "boolean"}
-
-
-def _named(place: Place, form: Format, error: Exception) -> DataError:
-    """Return an error of the library's as one that names the file, and where that is known row and column."""
-    message = first_line(error)
-    if form == "CSV" and (found := _RAGGED.match(message)):
-        row, expected, there = (int(number) for number in found.groups())  # the header is a row there, and none here
-        return DataError(f"{place.address}: row {row - 1} has {there} fields, but the header {expected}; mend the row")
-    if form == "CSV" and (found := _UNFIT.match(message)):
-        with _open_csv(place.filesystem.open_input_file(place.path), place.address, {}) as reader:
-            name = reader.schema.names[int(found[1])]
-        wanted = _TYPES.get(found[3], found[3])
-        return DataError(
-            f"{place.address}: row {int(found[2]) - 1}, column '{name}': {found[4]} is no {wanted}, as the values before it are; "
-            "mend the row, or make the column one of categories"
-        )
-    return DataError(f"{place.address}: can't be read as {form}: {message}")

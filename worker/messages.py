@@ -47,11 +47,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class CountRows:
-    """Count the rows of these CSV files, and look at columns whose guessed types are in doubt. Answer: what is found, by path."""
+    """Count the rows of these CSV files, and look at columns whose guessed types are in doubt. Answer: what is found, by path.
+
+    `doubtful` has the guesses for each file, by name.
+    """
 
     files: tuple[SourceFile, ...]
     storage: StorageSpec
-    doubtful: dict[str, pa.DataType]
+    doubtful: tuple[dict[str, pa.DataType], ...]
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,18 @@ import socket
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Final
 
 import pyarrow as pa
 
+from worker.csv_dialect import DEFAULT_CSV, CsvSpec
+from worker.csv_file import common_type, count_csv
 from worker.discovery import Found, find_files
 from worker.errors import DataError, JobError
-from worker.formats import SUFFIXES, Format, count_csv, format_of, opened, read_metadata, read_range
+from worker.formats import SUFFIXES, Format, format_of, opened, read_metadata, read_range
 from worker.partitions import Partition, partition_fields, partitions_of
 from worker.stores import DEFAULT_STORAGE, Place, StorageSpec, is_remote, locate
 
@@ -53,6 +54,7 @@ class SourceFile:
         version: when it was found.
         partitions: columns that its folders' names make up.
         groups: rows of each of its parts that can be read by itself, as far as it has such parts.
+        csv: how it is written if it is a CSV.
     """
 
     path: str
@@ -61,14 +63,15 @@ class SourceFile:
     version: Version | None = None
     partitions: tuple[Partition, ...] = ()
     groups: tuple[int, ...] = ()
+    csv: CsvSpec = DEFAULT_CSV
 
 
 @dataclass(frozen=True)
 class CsvCount:
-    """The rows of a CSV, and the columns whose type was guessed wrong. They are text."""
+    """The rows of a CSV, and the types of columns that are not what they were taken for at its beginning, by name."""
 
     rows: int
-    text: tuple[str, ...] = ()
+    types: Mapping[str, pa.DataType] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,13 @@ class Source:
         return [file for file in self.files if file.rows is None]
 
     def counted(self, counts: Mapping[str, CsvCount]) -> "Source":
-        """Return the source with the counts of its uncounted files filled in, by path, and wrong guesses turned to text."""
-        text = {name for file in self.uncounted for name in counts[file.path].text}
+        """Return the source with the counts of its uncounted files filled in, by path, and wrong guesses mended."""
+        types: dict[str, pa.DataType] = {}
+        for file in self.uncounted:
+            for name, arrow in counts[file.path].types.items():
+                types[name] = common_type(types.get(name, arrow), arrow) or pa.string()
         files = tuple(replace(file, rows=counts[file.path].rows) if file.rows is None else file for file in self.files)
-        return replace(self, files=files).typed(dict.fromkeys(text, pa.string()))
+        return replace(self, files=files).typed(types)
 
     def typed(self, types: Mapping[str, pa.DataType]) -> "Source":
         """Return the source with other types for these columns, by name, as far as its own are guesses and it has them.
@@ -149,7 +155,7 @@ class Source:
         return bisect_right(self.offsets, row) - 1
 
 
-def open_source(address: str, key: str, storage: StorageSpec = DEFAULT_STORAGE) -> Source:
+def open_source(address: str, key: str, storage: StorageSpec = DEFAULT_STORAGE, csv: CsvSpec = DEFAULT_CSV) -> Source:
     """Find the files of `address` (a file, folder or glob; a path or a URI) and read their metadata, never their rows.
 
     Raises:
@@ -166,7 +172,7 @@ def open_source(address: str, key: str, storage: StorageSpec = DEFAULT_STORAGE) 
     partitions = partitions_of(found)
     files: list[SourceFile] = []
     schema: pa.Schema | None = None
-    for (file, own), folders in zip(_metadata(found, address), partitions, strict=True):
+    for (file, own), folders in zip(_metadata(found, address, csv), partitions, strict=True):
         files.append(replace(file, partitions=folders))
         schema = _same_schema(schema, own, files[0].path, files[-1], guessed=file.format == "CSV")
     assert schema is not None
@@ -180,13 +186,12 @@ def count_rows(file: SourceFile, storage: StorageSpec, doubtful: Mapping[str, pa
         DataError: it is malformed, or has changed.
     """
     place = locate(file.path, storage)
-    with opened(place, file.format) as handle:
+    with opened(place, file.format, file.csv) as handle:
         _require_unchanged(file, place, handle)
-        names = read_metadata(handle, file.format, file.path)[0].names
-    with opened(place, file.format) as handle:
+        names = read_metadata(handle, file.format, file.path, file.csv)[0].names
+    with opened(place, file.format, file.csv) as handle:
         there = {name: arrow for name, arrow in doubtful.items() if name in names}
-        rows, text = count_csv(handle, file.path, names, there)
-    return CsvCount(rows, tuple(text))
+        return CsvCount(*count_csv(handle, place, file.csv, names, there))
 
 
 def read_rows(source: Source, start: int, stop: int, columns: list[str]) -> pa.Table:
@@ -219,16 +224,16 @@ def _read_file(source: Source, file: SourceFile, first: int, last: int, columns:
     names = [name for name in columns if name not in constants]
     # Without a column of the file's own, one is read to count its rows by.
     read = names or [name for name in source.schema.names if name not in constants][:1]
-    with opened(place, file.format) as handle:
+    with opened(place, file.format, file.csv) as handle:
         _require_unchanged(file, place, handle)
-        for begin, batch in read_range(handle, file.format, file.path, first, last, read, source.schema):
+        for begin, batch in read_range(handle, file.format, file.path, file.csv, first, last, read, source.schema):
             skipped = max(first - begin, 0)
             chosen = batch.slice(skipped, max(min(last - begin, batch.num_rows) - skipped, 0))
             rows += chosen.num_rows
             if chosen.num_rows:
                 yield pa.Table.from_arrays([_column(source, file, name, chosen) for name in columns], names=columns)
     # Once more, for what was read must be what was there before.
-    with opened(place, file.format) as handle:
+    with opened(place, file.format, file.csv) as handle:
         _require_unchanged(file, place, handle)
     if rows != last - first:
         raise _changed(file)
@@ -264,21 +269,21 @@ def _changed(file: SourceFile) -> DataError:
     return DataError(f"{file.path}: has changed since the run began; the files of a run must stay as they are")
 
 
-def _metadata(found: list[Found], address: str) -> Iterator[tuple[SourceFile, pa.Schema]]:
+def _metadata(found: list[Found], address: str, csv: CsvSpec) -> Iterator[tuple[SourceFile, pa.Schema]]:
     if not is_remote(address):
-        return map(_metadata_of, found)
+        return (_metadata_of(file, csv) for file in found)
     with ThreadPoolExecutor(OPENED_AT_ONCE) as threads:
-        return iter(list(threads.map(_metadata_of, found)))
+        return iter(list(threads.map(_metadata_of, found, repeat(csv))))
 
 
-def _metadata_of(found: Found) -> tuple[SourceFile, pa.Schema]:
+def _metadata_of(found: Found, csv: CsvSpec) -> tuple[SourceFile, pa.Schema]:
     place = found.place
     form = format_of(place.address)
     assert form is not None
-    with opened(place, form) as handle:
+    with opened(place, form, csv) as handle:
         version = _version(place, handle)
-        schema, rows, groups = read_metadata(handle, form, place.address)
-    return SourceFile(place.address, form, rows, version, groups=groups), schema
+        schema, rows, groups = read_metadata(handle, form, place.address, csv)
+    return SourceFile(place.address, form, rows, version, groups=groups, csv=csv), schema
 
 
 def _same_schema(first: pa.Schema | None, other: pa.Schema, first_path: str, file: SourceFile, *, guessed: bool) -> pa.Schema:
@@ -292,22 +297,19 @@ def _same_schema(first: pa.Schema | None, other: pa.Schema, first_path: str, fil
     if first is None:
         return other
     fields: list[pa.Field] = []
-    for field in first:
-        if field.name not in other.names:
-            raise DataError(f"{path}: has no column '{field.name}', which {first_path} has")
-        found = other.field(field.name)
-        if guessed:
-            field, found = _one_guess(field, found)
-        if found.type != field.type:
-            raise DataError(f"{path}: column '{field.name}' has type {found.type}, but {field.type} in {first_path}")
-        fields.append(field)
+    for name, known in zip(first.names, first.types, strict=True):
+        if name not in other.names:
+            raise DataError(f"{path}: has no column '{name}', which {first_path} has")
+        found = other.field(name).type
+        arrow = _one_guess(known, found) if guessed else known if found == known else None
+        if arrow is None:
+            raise DataError(f"{path}: column '{name}' has type {found}, but {known} in {first_path}")
+        fields.append(pa.field(name, arrow))
     return pa.schema(fields)
 
 
-def _one_guess(first: pa.Field, found: pa.Field) -> tuple[pa.Field, pa.Field]:
-    """Return two files' guesses for a column after one has given way, if one can."""
-    if pa.types.is_string(first.type) or (pa.types.is_string(found.type) and not pa.types.is_null(first.type)):
-        return first, first  # where text meets numbers, whoever counts or reads the rows finds out what they are
-    with suppress(pa.ArrowException):
-        first = found = pa.unify_schemas([pa.schema([first]), pa.schema([found])], promote_options="permissive").field(0)
-    return first, found
+def _one_guess(first: pa.DataType, found: pa.DataType) -> pa.DataType | None:
+    """Return what two files' guesses for a column come to; None where that is nothing."""
+    if pa.types.is_string(first) or (pa.types.is_string(found) and not pa.types.is_null(first)):
+        return first  # where text meets numbers, whoever counts or reads the rows finds out what they are
+    return common_type(first, found)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from coordinator.model_files import load_model
@@ -107,5 +108,53 @@ def test_text_where_numbers_were_is_named_by_file_row_and_column(run_job: Run, t
 
     path = tmp_path / "rows" / "1.csv"
     assert str(caught.value).startswith(
-        f"{path}: row 2, column 'x': 'n.a.' is no number, as the values before it are; mend the row"
+        f"{path}: row 2, column 'x': 'n.a.' is no number, as the column's other values are; mend the row"
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "inputs"),
+    [
+        (["7", "0.5"], ["x"]),
+        (["2024-02-29", "2024-03-01"], ["x"]),
+        (["10:30", "11:45:30"], ["x"]),
+        (["A1", "7"], ["x=7", "x=A1", "x=(missing)"]),
+    ],
+)
+def test_a_column_may_be_without_values_at_the_beginning(
+    run_job: Run, tmp_path: Path, values: list[str], inputs: list[str]
+) -> None:
+    gap = ",0\n" * LONG
+    write(tmp_path / "rows", "x,y\n" + gap + "".join(f"{value},1\n" for value in values))
+    write(tmp_path / "held", "x,y\n" + gap + f"{values[1]},1\n")
+
+    _, summary = run_job(job(tmp_path / "rows", validation=str(tmp_path / "held"), missing="mean"))
+
+    model = load_model(tmp_path / "run-1")
+    assert model.encoding.input_names == inputs
+    assert summary.validation is not None
+    assert evaluate(model, str(tmp_path / "held")).rows == LONG + 1
+
+
+def test_a_validation_file_of_another_kind_further_on_is_named(run_job: Run, tmp_path: Path) -> None:
+    write(tmp_path / "rows", "x,y\n2024-02-29,no\n2024-03-01,yes\n,yes\n")
+    write(tmp_path / "held", "x,y\n" + ",no\n" * LONG + "A1,yes\n")
+
+    with pytest.raises(DataError) as caught:
+        run_job(job(tmp_path / "rows", validation=str(tmp_path / "held"), missing="mean"))
+
+    told = "column 'x' has type string, which does not match the training data's"
+    assert str(caught.value) == f"{tmp_path / 'held' / '0.csv'}: {told}"
+
+
+def test_evaluate_and_predict_read_csv_files_as_the_training_did(run_job: Run, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("größe;ort;y\n1,5;Köln;no\n2;Bonn;yes\n-0,5;Ulm;yes\n")
+    given = {"train": str(tmp_path / "rows.csv"), "delimiter": ";", "decimal": ","}
+
+    run_job(job(tmp_path, **given))
+
+    model = load_model(tmp_path / "run-1")
+    assert model.encoding.input_names == ["größe", "ort=Bonn", "ort=Köln", "ort=Ulm"]
+    assert evaluate(model, str(tmp_path / "rows.csv")).rows == 3
+    assert predict(model, str(tmp_path / "rows.csv"), tmp_path / "out.parquet").rows == 3
+    assert pq.read_table(tmp_path / "out.parquet")["y"].to_pylist() == ["no", "yes", "yes"]

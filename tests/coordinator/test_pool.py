@@ -213,7 +213,7 @@ def test_workers_of_this_process_join_once_and_answer_each_task_once() -> None:
     assert pool.wait(0.0) == [Joined(0, fingerprint()), Joined(1, fingerprint())]
 
     for worker in (1, 0):
-        pool.submit(worker, CountRows((), DEFAULT_STORAGE, {}), None)
+        pool.submit(worker, CountRows((), DEFAULT_STORAGE, ()), None)
 
     events = pool.wait(0.0)
     assert [(event.worker, event.answer) for event in events if isinstance(event, Answered)] == [(1, {}), (0, {})]

@@ -1,3 +1,4 @@
+import gzip
 import os
 import re
 from collections.abc import Callable
@@ -15,14 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.csv_dialect import DEFAULT_CSV
+from worker.csv_file import BLOCK_BYTES
 from worker.errors import DataError, JobError
+from worker.formats import opened
 from worker.sources import CsvCount, Source, Version, count_rows, open_source, read_batches, read_rows
-from worker.stores import DEFAULT_STORAGE, StorageSpec
+from worker.stores import DEFAULT_STORAGE, StorageSpec, locate
 
 GROUP_ROWS = 15
 NAMES = ["%.parquet", "%.pq", "%.arrow", "lz4-%.arrow", "zstd-%.feather", "lz4-%.ipc", "%.csv", "%.csv.gz"]
-BLOCK_BYTES = 1 << 20
-"""A CSV's types are guessed from so many bytes at its beginning."""
 
 
 def write(path: Path, columns: Any) -> Path:
@@ -41,6 +43,13 @@ def write(path: Path, columns: Any) -> Path:
         else:
             with pa.CompressedOutputStream(file, "gzip") as compressed:
                 pa_csv.write_csv(table, compressed)
+    return path
+
+
+def write_text(path: Path, content: str, encoding: str = "utf-8") -> Path:
+    """Writes text as it is, compressed where the name says so."""
+    plain = content.encode(encoding)
+    path.write_bytes(gzip.compress(plain) if path.suffix == ".gz" else plain)
     return path
 
 
@@ -303,7 +312,7 @@ def test_a_damaged_file_is_named(name: str, damage: Callable[[bytes], bytes], tm
     ("content", "problem"),
     [
         (b"", "can't be read as CSV: "),
-        (b"x,\xff\xfe\n1,2\n", "can't be read as CSV: "),
+        (b"x,\xff\xfe\n1,2\n", "its header is not UTF-8; convert the file, "),
         (b"x,y\n1,2\n3\n", "row 2 has 1 fields, but the header 2; mend the row"),
         (b"x,y\n1,2\n3,4,5\n", "row 2 has 3 fields, but the header 2; mend the row"),
     ],
@@ -542,7 +551,7 @@ def test_a_guess_is_held_against_all_rows_when_they_are_counted(
     path.write_text("x,y\n" + f"{beginning},1\n" * rows + f"{end},1\n")
     file = open_source(str(path), "data.train").files[0]
 
-    assert count_rows(file, DEFAULT_STORAGE, {"x": guess}) == CsvCount(rows + 1, () if holds else ("x",))
+    assert count_rows(file, DEFAULT_STORAGE, {"x": guess}) == CsvCount(rows + 1, {} if holds else {"x": pa.string()})
     assert count_rows(file, DEFAULT_STORAGE, {}) == CsvCount(rows + 1)
 
 
@@ -555,19 +564,62 @@ def test_what_is_text_in_one_csv_is_text_in_all(contents: tuple[str, ...], tmp_p
 
 
 @pytest.mark.parametrize(
-    ("arrow", "value", "kind"),
-    [(pa.float64(), "'A1'", "number"), (pa.int64(), "'A1'", "whole number"), (pa.bool_(), "'A1'", "boolean")],
+    ("arrow", "kind", "advice"),
+    [
+        (pa.float64(), "number", "mend the row, or make the column one of categories"),
+        (pa.int64(), "whole number", "mend the row, or make the column one of categories"),
+        (pa.bool_(), "boolean", "mend the row, or make the column one of categories"),
+        (pa.date32(), "date", "mend the row"),
+        (pa.time32("s"), "time of day", "mend the row"),
+        (pa.timestamp("ns", "UTC"), "timestamp", "mend the row"),
+    ],
 )
 def test_what_is_not_what_a_csv_s_column_must_hold_is_named_by_row_and_column(
-    arrow: pa.DataType, value: str, kind: str, tmp_path: Path
+    arrow: pa.DataType, kind: str, advice: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "a.csv").write_text("x,y\n1,1\n")
-    (tmp_path / "b.csv").write_text('y,x\n"1\n1",1\n2,A1\n')
+    (tmp_path / "a.csv").write_text("x,y\n,1\n")
+    (tmp_path / "b.csv").write_text('y,x\n"1\n1",\n2,A1\n')
     source = open_counted(tmp_path).typed({"x": arrow})
 
     with pytest.raises(DataError) as caught:
         read_rows(source, 0, 3, ["x"])
-    assert str(caught.value).startswith(f"{tmp_path / 'b.csv'}: row 2, column 'x': {value} is no {kind}, as the values before it")
+    told = f"row 2, column 'x': 'A1' is no {kind}, as the column's other values are; {advice}"
+    assert str(caught.value) == f"{tmp_path / 'b.csv'}: {told}"
+
+
+@pytest.mark.parametrize(
+    ("values", "arrow"),
+    [
+        (["", "NA"], pa.null()),
+        (["7"], pa.int64()),
+        (["7", "0.5"], pa.float64()),
+        (["0.5", "", "7"], pa.float64()),
+        (["2024-02-29"], pa.date32()),
+        (["2024-02-29 11:30", "2024-02-29T12:00"], pa.timestamp("s")),
+        (["10:30"], pa.time32("s")),
+        (["true", "false"], pa.bool_()),
+        (["7", "A1"], pa.string()),
+        (["2024-02-29", "7"], pa.string()),
+        (["7", "2024-02-29"], pa.string()),
+    ],
+)
+@pytest.mark.parametrize("files", [1, 3])
+def test_a_column_without_values_at_the_beginning_takes_the_type_of_what_follows(
+    files: int, values: list[str], arrow: pa.DataType, tmp_path: Path
+) -> None:
+    gap = f",{'y' * 1000}\n" * (BLOCK_BYTES // 1000)
+    for number in range(files):
+        # In one file, each value is in a block of its own; of several, each has some of the values.
+        of_file = values if files == 1 else values[number : number + 1]
+        (tmp_path / f"{number}.csv").write_text("x,y\n" + gap + "".join(f"{value},y\n{gap}" for value in of_file))
+    source = open_source(str(tmp_path), "data.train")
+    assert source.schema.types == [pa.null(), pa.string()]
+
+    source = open_counted(tmp_path)
+
+    assert source.schema.types == [arrow, pa.string()]
+    found = read_rows(source, 0, source.rows, ["x"])["x"].drop_null()
+    assert len(found) == sum(value not in ("", "NA") for value in values)
 
 
 def test_quoted_line_breaks_may_lie_across_the_blocks_of_a_csv(tmp_path: Path) -> None:
@@ -579,6 +631,35 @@ def test_quoted_line_breaks_may_lie_across_the_blocks_of_a_csv(tmp_path: Path) -
 
     assert source.rows == rows
     assert read_rows(source, 0, rows, ["text"])["text"].to_pylist() == texts
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, 2])
+def test_a_csv_may_end_where_a_block_does(more: int, tmp_path: Path) -> None:
+    rows = BLOCK_BYTES // len("1,2\n") - 10
+    begun = "x,y\n" + "1,2\n" * rows + "3,"
+    end = "z" * (BLOCK_BYTES + more - len(begun))
+    (tmp_path / "rows.csv").write_text(begun + end)
+
+    found = read_all(tmp_path)
+
+    assert found.num_rows == rows + 1
+    assert found["y"][-1].as_py() == end
+
+
+def open_files(folder: Path) -> list[str]:
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return [found for link in links if os.path.lexists(link) and (found := os.readlink(link)).startswith(str(folder))]
+
+
+def test_a_csv_that_is_read_ahead_by_a_thread_stays_open_as_long_as_somebody_has_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", {"x": [1]})
+    with opened(locate(str(path), DEFAULT_STORAGE), "CSV", DEFAULT_CSV) as handle:
+        pass
+    assert open_files(tmp_path) == [str(path)]
+    assert handle.read() == path.read_bytes()
+
+    del handle
+    assert open_files(tmp_path) == []
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
@@ -635,15 +716,15 @@ def test_text_in_views_is_read_as_text(tmp_path: Path) -> None:
     assert read_all(path).equals(pa.table(columns))
 
 
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
 @pytest.mark.parametrize("end", ["", "\n", "\r\n\n"])
-def test_a_quote_that_is_not_closed_takes_no_rows_in_silence(end: str, tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text('y,c\n2,a\n3,"b\n4,c\n5,d' + end, newline="")
+def test_a_quote_that_is_not_closed_takes_no_rows_in_silence(end: str, suffix: str, tmp_path: Path) -> None:
+    path = write_text(tmp_path / f"rows.{suffix}", 'y,c\n2,a\n3,"b\n4,c\n5,d' + end)
     source = open_source(str(path), "data.train")
-    with pytest.raises(DataError, match=r"rows\.csv: row 2, column 'c': has a quote that is not closed"):
+    with pytest.raises(DataError, match=r"rows\.csv(\.gz)?: row 2, column 'c': has a quote that is not closed"):
         count_rows(source.files[0], DEFAULT_STORAGE, {})
 
-    path.write_text('y,c\n2,a\n3,"b\n4,c\n5,d"' + end, newline="")
+    write_text(path, 'y,c\n2,a\n3,"b\n4,c\n5,d"' + end)
     source = open_source(str(path), "data.train")
     assert count_rows(source.files[0], DEFAULT_STORAGE, {}) == CsvCount(2)
 
