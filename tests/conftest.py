@@ -30,7 +30,7 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from coordinator.job import load_job
 from coordinator.order import Order
 from coordinator.pool import InProcessPool, Pool
-from coordinator.records import Event, Finished, Summary
+from coordinator.records import EpochRecord, Errors, Event, Finished, Summary
 from coordinator.run import run
 from worker.blas import one_thread
 
@@ -74,6 +74,23 @@ def shared() -> Callable[[], set[int]]:
         return found
 
     return find
+
+
+@pytest.fixture
+def epoch_record() -> EpochRecord:
+    """A line of a history, of a regression without validation, with numbers that have many digits."""
+    return EpochRecord(
+        epoch=1,
+        round=4,
+        rows=61,
+        rows_expected=61,
+        train=Errors(loss=1 / 3, mean_absolute_error=1e-300, mean_squared_error=0.1, error_rate=None),
+        validation=None,
+        learning_rate=0.1,
+        gradient_norm=2 / 3,
+        seconds=0.5,
+        rows_per_second=1e6,
+    )
 
 
 @pytest.fixture

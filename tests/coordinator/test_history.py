@@ -7,21 +7,7 @@ import pytest
 
 from coordinator.history import HISTORY, History
 from coordinator.local_folder import LocalFolder
-from coordinator.records import EpochRecord, Errors
-
-ERRORS = Errors(loss=1 / 3, mean_absolute_error=1e-300, mean_squared_error=0.1, error_rate=None)
-RECORD = EpochRecord(
-    epoch=1,
-    round=4,
-    rows=61,
-    rows_expected=61,
-    train=ERRORS,
-    validation=None,
-    learning_rate=0.1,
-    gradient_norm=2 / 3,
-    seconds=0.5,
-    rows_per_second=1e6,
-)
+from coordinator.records import EpochRecord
 
 
 def epochs_in(folder: Path) -> list[int]:
@@ -40,15 +26,15 @@ class Full(LocalFolder):
         raise OSError("full")
 
 
-def test_lines_that_did_not_fit_are_made_up_for(tmp_path: Path) -> None:
+def test_lines_that_did_not_fit_are_made_up_for(tmp_path: Path, epoch_record: EpochRecord) -> None:
     folder = Full(tmp_path)
     history = History(folder)
-    assert not history.add(RECORD)
+    assert not history.add(epoch_record)
     folder.full = False
-    assert not history.add(replace(RECORD, epoch=2))  # behind what is missing
+    assert not history.add(replace(epoch_record, epoch=2))  # behind what is missing
     history.write()
     assert epochs_in(tmp_path) == [1, 2]
-    assert history.add(replace(RECORD, epoch=3))
+    assert history.add(replace(epoch_record, epoch=3))
     assert epochs_in(tmp_path) == [1, 2, 3]
 
 
@@ -65,22 +51,24 @@ class Late(LocalFolder):
         return super().append(name, line)
 
 
-def test_no_line_is_there_twice_where_another_thread_writes_the_history_meanwhile(tmp_path: Path) -> None:
+def test_no_line_is_there_twice_where_another_thread_writes_the_history_meanwhile(
+    tmp_path: Path, epoch_record: EpochRecord
+) -> None:
     folder = Late(tmp_path)
     folder.history = History(folder)
     for epoch in (1, 2, 3):
-        folder.history.add(replace(RECORD, epoch=epoch))
+        folder.history.add(replace(epoch_record, epoch=epoch))
         folder.other.join()
         assert epochs_in(tmp_path) == list(range(1, epoch + 1))
 
 
 @pytest.mark.parametrize("lines", [0, 2, 3])
-def test_a_history_is_taken_up_cut_to_its_first_lines(tmp_path: Path, lines: int) -> None:
+def test_a_history_is_taken_up_cut_to_its_first_lines(tmp_path: Path, epoch_record: EpochRecord, lines: int) -> None:
     history = History(LocalFolder(tmp_path))
     for epoch in (1, 2, 3):
-        history.add(replace(RECORD, epoch=epoch))
+        history.add(replace(epoch_record, epoch=epoch))
 
     again = History.resume(LocalFolder(tmp_path), lines)
     assert [record.epoch for record in again.records()] == epochs_in(tmp_path) == [1, 2, 3][:lines]
-    again.add(replace(RECORD, epoch=9))
+    again.add(replace(epoch_record, epoch=9))
     assert epochs_in(tmp_path) == [*[1, 2, 3][:lines], 9]

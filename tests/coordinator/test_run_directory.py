@@ -11,18 +11,6 @@ from coordinator.records import EpochRecord, Errors, Percentiles, Seconds, Summa
 from coordinator.run_directory import RunDirectory, RunDirectoryError, check
 
 ERRORS = Errors(loss=1 / 3, mean_absolute_error=1e-300, mean_squared_error=0.1, error_rate=None)
-RECORD = EpochRecord(
-    epoch=1,
-    round=4,
-    rows=61,
-    rows_expected=61,
-    train=ERRORS,
-    validation=None,
-    learning_rate=0.1,
-    gradient_norm=2 / 3,
-    seconds=0.5,
-    rows_per_second=1e6,
-)
 SUMMARY = Summary(
     run="ä run",
     status="completed",
@@ -69,9 +57,9 @@ def test_a_new_directory_is_made_with_its_parents_and_holds_the_job(tmp_path: Pa
     assert (path / "job.toml").read_text(encoding="utf-8") == 'name = "ä"'
 
 
-def test_an_empty_directory_is_used(tmp_path: Path) -> None:
+def test_an_empty_directory_is_used(tmp_path: Path, epoch_record: EpochRecord) -> None:
     directory = RunDirectory.create(LocalFolder(tmp_path), "")
-    directory.append(RECORD)
+    directory.append(epoch_record)
     directory.finish(b"<html>", SUMMARY)
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.jsonl", "job.toml", "report.html", "summary.json"]
@@ -116,9 +104,9 @@ def test_of_runs_that_race_for_a_directory_one_gets_it(tmp_path: Path) -> None:
     assert sum("holds a run already" in ending for ending in endings) == racers - 1
 
 
-def test_a_line_of_history_is_there_as_soon_as_it_is_added(tmp_path: Path) -> None:
+def test_a_line_of_history_is_there_as_soon_as_it_is_added(tmp_path: Path, epoch_record: EpochRecord) -> None:
     directory = RunDirectory.create(LocalFolder(tmp_path), "")
-    records = [RECORD, replace(RECORD, epoch=2, validation=ERRORS)]
+    records = [epoch_record, replace(epoch_record, epoch=2, validation=ERRORS)]
 
     for count, record in enumerate(records, 1):
         directory.append(record)
