@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.display import print_notice
+from cluster.tables import Trimmed
 from cluster.wording import count
 from coordinator.check import JobPlan
 from coordinator.column_plans import ColumnPlan
@@ -21,8 +22,8 @@ LAST: Final = 9
 
 def print_plan(console: Console, job: JobSpec, plan: JobPlan, *, all_columns: bool = False) -> None:
     """Print what a job would do, what becomes of each column (of very many, the first and last ones), and what is odd."""
-    console.print(plan_table(job, plan))
-    console.print(columns_table(plan.columns, all_columns=all_columns))
+    console.print(Trimmed(plan_table(job, plan)))
+    console.print(Trimmed(columns_table(plan.columns, all_columns=all_columns)))
     for finding in plan.findings:
         print_notice(console, finding)
 

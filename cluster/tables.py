@@ -1,8 +1,10 @@
 """What a person sees of errors: those of a run that is over, with what else it came to, and those of rows that were scored."""
 
+from dataclasses import dataclass
 from typing import Final
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +15,20 @@ from coordinator.scoring import ScoredRow
 from coordinator.stopping import REASONS
 
 STATUS_STYLE: Final = {"completed": "green", "interrupted": "yellow", "diverged": "red", "failed": "red"}
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A table without the blanks that fill up its last column: in a log or a file, they are none of its content."""
+
+    table: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the lines."""
+        for line in console.render_lines(self.table, options, pad=False):
+            while line and not line[-1].text.strip():
+                line.pop()
+            yield from (*line[:-1], *(Segment(last.text.rstrip(), last.style) for last in line[-1:]), Segment.line())
 
 
 def print_end(console: Console, summary: Summary, directory: str, metrics: MetricsSpec | None) -> None:
@@ -43,7 +59,7 @@ def print_summary(console: Console, summary: Summary, directory: str) -> None:
         ("directory", directory),
     ):
         facts.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
-    console.print(facts)
+    console.print(Trimmed(facts))
 
 
 def _failures(summary: Summary) -> list[tuple[str, str]]:

@@ -89,7 +89,7 @@ class BinaryCrossEntropy:
             np.maximum(scratch_KOB, LOG_FLOOR, out=scratch_KOB)
         negative = totals(scratch_KOB, w_K1B)
         np.multiply(scratch_KOB, t_KOB, out=scratch_KOB)
-        return -(positive + negative - totals(scratch_KOB, w_K1B))
+        return 0.0 - (positive + negative - totals(scratch_KOB, w_K1B))
 
     def gradient(self, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         np.subtract(1.0, a_KOB, out=scratch_KOB)
@@ -136,7 +136,7 @@ class SoftmaxCrossEntropy:
 
     def loss(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, scratch_KOB: Floats, w_K1B: Floats | None) -> Floats:
         np.multiply(z_KOB, t_KOB, out=scratch_KOB)
-        return -totals(scratch_KOB, w_K1B)
+        return 0.0 - totals(scratch_KOB, w_K1B)  # and never -0
 
     def delta(self, z_KOB: Floats, a_KOB: Floats, t_KOB: Floats, d_KOB: Floats, scratch_KOB: Floats) -> None:
         np.subtract(a_KOB, t_KOB, out=d_KOB)

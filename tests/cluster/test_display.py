@@ -52,3 +52,17 @@ def test_a_closing_table_loses_no_digit_where_there_is_no_room(
     print_summary(console, summary, "runs/a")
 
     assert not any("…" in line for line in shown(console))
+
+
+@pytest.mark.parametrize("width", [40, 60, 200])
+def test_no_line_of_a_closing_table_ends_in_blanks(
+    width: int, run_job: Callable[..., tuple[list[Event], Any]], blobs_job: Document
+) -> None:
+    _, summary = run_job(blobs_job, {"data.validation": 0.2})
+    console = Console(file=StringIO(), width=width)
+
+    print_summary(console, summary, "runs/a")
+
+    lines = shown(console)
+    assert lines == [line.rstrip() for line in lines]
+    assert "rows trained" in "".join(lines) and "".join(lines).count("runs/a") == 1
