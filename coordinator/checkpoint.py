@@ -5,7 +5,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter, time
 from typing import Any, ClassVar, Final
@@ -22,7 +22,7 @@ from coordinator.update import Parameters
 from worker.arrays import Floats
 from worker.errors import require
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 NAME: Final = re.compile(r"round-(\d{12})\.safetensors")
 STATE_PREFIX: Final = "optimizer."
 
@@ -56,6 +56,8 @@ class Origin:
         parameters: weights and biases.
         fingerprint: of the machine that computed it.
         pieces: SHA-256 of where the dataset's pieces begin, where the order of rows depends on it; else empty.
+        content: SHA-256 of what is known of the training rows.
+        files: SHA-256 of what tells a dataset's files from others, wherever they lie; by the key of their path.
     """
 
     job: dict[str, Any]
@@ -63,6 +65,8 @@ class Origin:
     parameters: int
     fingerprint: dict[str, str]
     pieces: str = ""
+    content: str = ""
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,15 @@
 """Taking up a run: which checkpoint, and whether it belongs to the job as it is now."""
 
+from hashlib import sha256
+
 from coordinator.checkpoint import Checkpoint, Origin, newest
 from coordinator.folders import Folder, reason
 from coordinator.job import JobSpec
+from worker.columns import Columns
 from worker.errors import JobError, UserError
+from worker.scan import Scan
+from worker.sources import Source
+from worker.statistics import Counts, Statistics
 
 
 def find_checkpoint(folder: Folder) -> tuple[Checkpoint | None, list[str]]:
@@ -25,16 +31,16 @@ def check_origin(checkpoint: Checkpoint, now: Origin, job: JobSpec) -> list[str]
     """Return warnings about taking up a checkpoint.
 
     Raises:
-        JobError: the job differs in a key that changes the result, the dataset has changed, or fewer rounds are asked for
-            than are done.
+        JobError: the job differs in a key that changes the result (the paths of the same data don't), the dataset has changed,
+            or fewer rounds are asked for than are done.
     """
     before = checkpoint.origin
     for key in sorted(before.job.keys() | now.job.keys()):
         old, new = before.job.get(key), now.job.get(key)
-        if old != new:
+        if old != new and (key not in now.files or before.files.get(key) != now.files[key]):
+            other = f"{_shown(new)} " + ("has other files, and " if key in now.files else "")
             raise JobError(
-                key,
-                f"the run was begun with {_shown(old)}; {_shown(new)} would change its result: set it back, or begin a new run",
+                key, f"the run was begun with {_shown(old)}; {other}would change its result: set it back, or begin a new run"
             )
     if before.rows != now.rows:
         raise JobError(
@@ -42,8 +48,30 @@ def check_origin(checkpoint: Checkpoint, now: Origin, job: JobSpec) -> list[str]
         )
     if before.pieces != now.pieces:
         raise JobError("data.train", "had other files or row groups when the run was begun; restore the data")
+    if before.content != now.content:
+        raise JobError("data.train", "had other values in its columns when the run was begun; restore the data")
     warning = compare_fingerprints(now.fingerprint, before.fingerprint, "the run was begun on", job)
     return [warning] if warning else []
+
+
+def files_of(source: Source) -> str:
+    """Return a SHA-256 of a dataset's files in order, wherever they lie: name, columns in the names of folders, rows, bytes."""
+    files = [
+        (file.path.rpartition("/")[2], file.partitions, file.rows, file.version and file.version.size) for file in source.files
+    ]
+    return sha256(repr(files).encode()).hexdigest()
+
+
+def content_of(columns: Columns, known: Scan) -> str:
+    """Return a SHA-256 of what is known of the training rows: of each column its values' number and range, or its categories."""
+    marks = [_marks(column) for column in (*known.features, *known.targets, known.classes, known.weights)]
+    return sha256(repr((columns, marks)).encode()).hexdigest()
+
+
+def _marks(known: Statistics | Counts | None) -> object:
+    if isinstance(known, Statistics):  # whose sums depend on the kind of CPU, as does which of 0 and -0 is smaller
+        return known.rows, known.count_V.tolist(), (known.low_V + 0.0).tolist(), (known.high_V + 0.0).tolist()
+    return known and (sorted(known.of.items()), known.missing)
 
 
 def compare_fingerprints(ours: dict[str, str], other: dict[str, str], what: str, job: JobSpec) -> str | None:

@@ -15,7 +15,7 @@ from coordinator.model_files import enough_memory, starting_weights
 from coordinator.order import Order
 from coordinator.pool import Pool
 from coordinator.preparation import Inspection, fit_encoding, make_plan, make_setup, shuffled
-from coordinator.resume import check_origin, compare_fingerprints, find_checkpoint
+from coordinator.resume import check_origin, compare_fingerprints, content_of, files_of, find_checkpoint
 from coordinator.run_directory import checkpoints
 from coordinator.snapshot import Progress, Snapshot
 from coordinator.training import Training
@@ -72,7 +72,17 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
     updater = Updater(job.optimizer, job.model, layout, threads=len(os.sched_getaffinity(0)))
     window = setup.plan.window
     pieces = "" if window is None else sha256(repr(window.cuts).encode()).hexdigest()
-    origin = Origin(job=decisive(job), rows=setup.plan.rows, parameters=layout.size, fingerprint=ours, pieces=pieces)
+    files = {"data.train": files_of(setup.train)}
+    files |= {"data.validation": files_of(setup.validation)} if setup.validation is not None else {}
+    origin = Origin(
+        job=decisive(job),
+        rows=setup.plan.rows,
+        parameters=layout.size,
+        fingerprint=ours,
+        pieces=pieces,
+        content=content_of(setup.columns, known),
+        files=files,
+    )
     start, warnings = _begin_or_go_on(order, layout, updater, origin)
     dispatcher.learn_to_load(lambda shards: PrepareShards(setup, shards, encoding), streamed=window is not None)
     warnings += findings(setup.columns, job.model, known)

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from time import time
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
@@ -111,6 +113,62 @@ def test_other_row_groups_are_refused_where_the_order_depends_on_them(job: Docum
     assert summary_of(go(tmp_path, job, "whole shards", resume=True)).status == "completed"
     with pytest.raises(JobError, match=r"data\.train: had other files or row groups"):
         go(tmp_path, job, "windows", resume=True, data__shuffle="window")
+
+
+def test_data_may_have_moved(job: Document, tmp_path: Path) -> None:
+    rows = pq.read_table(tmp_path / "blobs.parquet")
+    for folder, name in (("rows/part=1", "a"), ("rows/part=2", "b"), ("held", "c")):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(rows, tmp_path / folder / f"{name}.parquet")
+    job["data"] |= {"train": "rows", "validation": "held", "features": ["x*"]}
+    whole = summary_of(go(tmp_path, job, "whole"))
+    go(tmp_path, job, "cut", after=9)
+    (tmp_path / "rows").rename(tmp_path / "rows elsewhere")
+    (tmp_path / "held").rename(tmp_path / "held elsewhere")
+
+    moved = {"data__train": "rows elsewhere", "data__validation": "held elsewhere"}
+    same(tmp_path, whole, summary_of(go(tmp_path, job, "cut", resume=True, **moved)))
+
+
+def renamed(folder: Path) -> None:
+    (folder / "blobs.parquet").rename(folder / "other.parquet")
+
+
+def with_a_row_less(folder: Path) -> None:
+    pq.write_table(pq.read_table(folder / "blobs.parquet").slice(1), folder / "blobs.parquet", row_group_size=16)
+
+
+def with_another_value(folder: Path) -> None:
+    """The file keeps its size."""
+    path, size = folder / "blobs.parquet", (folder / "blobs.parquet").stat().st_size
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, "x0", pc.negate(table["x0"])), path, row_group_size=16)
+    assert path.stat().st_size == size
+
+
+@pytest.mark.parametrize("change", [renamed, with_a_row_less])
+def test_other_files_elsewhere_are_refused(job: Document, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    go(tmp_path, job, "run", after=5)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(tmp_path / "blobs.parquet", tmp_path / "elsewhere")
+    change(tmp_path / "elsewhere")
+
+    with pytest.raises(JobError) as error:
+        go(tmp_path, job, "run", resume=True, data__train="elsewhere")
+
+    assert error.value.key == "data.train"
+    assert f"'{tmp_path / 'elsewhere'}' has other files, and would change its result" in error.value.problem
+
+
+@pytest.mark.parametrize("train", ["blobs.parquet", "elsewhere"])
+def test_other_values_are_refused_wherever_they_are(job: Document, tmp_path: Path, train: str) -> None:
+    go(tmp_path, job, "run", after=5)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(tmp_path / "blobs.parquet", tmp_path / "elsewhere")
+    with_another_value(tmp_path if train == "blobs.parquet" else tmp_path / train)
+
+    with pytest.raises(JobError, match=r"data\.train: had other values in its columns when the run was begun; restore the data"):
+        go(tmp_path, job, "run", resume=True, data__train=train)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adamw"])
