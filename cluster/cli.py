@@ -134,7 +134,7 @@ def check(*, job_file: Path, overrides: tuple[str, ...], all_columns: bool, debu
         job, console = load(job_file, overrides), make_table_console()
         with console.status("reading the training rows") as status:
             plan = check_job(
-                job, lambda shards: status.update(f"reading the training rows: {shards} of {job.data.shards} shards")
+                job, lambda rows, shards: status.update(f"reading the {rows}: {shards} of {job.data.shards} shards")
             )
         print_plan(console, job, plan, all_columns=all_columns)
 

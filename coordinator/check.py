@@ -16,6 +16,7 @@ from worker.memory import memory_limit
 from worker.messages import ScanShards
 from worker.model import Layout
 from worker.scan import Scan
+from worker.shard import Shards
 from worker.values import Label
 
 
@@ -66,12 +67,12 @@ class JobPlan:
     coordinator_bytes: int
 
 
-def check_job(job: JobSpec, progress: Callable[[int], None] = lambda _: None) -> JobPlan:
-    """Return the plan of a job, going once through the training rows, a shard at a time.
+def check_job(job: JobSpec, progress: Callable[[str, int], None] = lambda *_: None) -> JobPlan:
+    """Return the plan of a job, going once through the training rows and then the rows to validate on, a shard at a time.
 
     Args:
         job: the job.
-        progress: is told how many shards have been read.
+        progress: is told which rows are read, and of how many shards they have been.
 
     Raises:
         UserError: what would stop the run before its first round, as far as that can be told.
@@ -87,6 +88,10 @@ def check_job(job: JobSpec, progress: Callable[[int], None] = lambda _: None) ->
     with enough_memory(layout, job.model):
         weights = starting_weights(job.model, layout, job.job.seed, job.storage)
         state = make_optimizer(job.optimizer).init(weights)
+    shards = Shards(setup, encoding, limit=0)
+    for shard in range(plan.shards):
+        shards.try_validation([shard])
+        progress("rows to validate on", shard + 1)
     validation_rows = plan.validation_rows if inspection.validation is None else inspection.validation.rows
     share, limit = -(-plan.shards // job.workers.first), memory_limit(setup.memory_limit, 1 / job.workers.most)
     keeping = choose_keeping(setup, encoding, range(share), limit)
@@ -113,12 +118,12 @@ def check_job(job: JobSpec, progress: Callable[[int], None] = lambda _: None) ->
     )
 
 
-def _scan_in_turn(task: Callable[[tuple[int, ...]], ScanShards], shards: int, progress: Callable[[int], None]) -> dict[int, Scan]:
+def _scan_in_turn(task: Callable[[tuple[int, ...]], ScanShards], shards: int, progress: Callable[[str, int], None]) -> dict[int, Scan]:
     """Scan shard by shard, each by a worker of its own, which keeps the rows."""
     scans: dict[int, Scan] = {}
     for shard in range(shards):
         scans |= Worker().scan(task((shard,)))
-        progress(shard + 1)
+        progress("training rows", shard + 1)
     return scans
 
 

@@ -22,7 +22,7 @@ from coordinator.training import Training
 from coordinator.update import Updater
 from worker.blas import fingerprint
 from worker.encoding import Encoding
-from worker.messages import CountRows, PrepareShards, RowCounts, Setup
+from worker.messages import CountRows, PrepareShards, RowCounts, Setup, TryValidation
 from worker.model import Layout
 from worker.scan import Scan
 
@@ -85,6 +85,9 @@ def prepare(order: Order, inspection: Inspection, pool: Pool) -> Prepared:
     )
     start, warnings = _begin_or_go_on(order, layout, updater, origin)
     dispatcher.learn_to_load(lambda shards: PrepareShards(setup, shards, encoding), streamed=window is not None)
+    if start.progress.rounds == 0:
+        # So that a row that can't be used is told now, and not after an epoch.
+        dispatcher.ask("try", TryValidation)
     warnings += findings(setup.columns, job.model, known)
     training = Training(job, setup, dispatcher, updater, start)
     return Prepared(setup, encoding, dispatcher, layout, training, start.progress, origin, warnings)

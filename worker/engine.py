@@ -28,6 +28,7 @@ from worker.messages import (
     Setup,
     Split,
     Task,
+    TryValidation,
 )
 from worker.network import ErrorSums, GradientSum
 from worker.reading import Placed, ShardData, read_shards
@@ -83,6 +84,9 @@ class Worker:
                     return self.scan(task)
                 case PrepareShards():
                     return self._prepare(task)
+                case TryValidation():
+                    assert self._held is not None
+                    return self._held.shards.try_validation(task.shards)
                 case ComputeGradients():
                     assert self._held is not None and weights_P is not None
                     return self._held.gradients(task, weights_P, room)

@@ -79,6 +79,13 @@ class PrepareShards:
 
 
 @dataclass(frozen=True)
+class TryValidation:
+    """Read and encode these shards' rows to validate on, those apart that are kept, to see that it can be done. Answer: None."""
+
+    shards: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ComputeGradients:
     """Compute the round's slices of these shards. Answer: gradient sums over the maximal nodes they make up.
 
@@ -97,7 +104,7 @@ class Evaluate:
     shards: tuple[int, ...]
 
 
-Task = CountRows | ScanShards | PrepareShards | ComputeGradients | Evaluate
+Task = CountRows | ScanShards | PrepareShards | TryValidation | ComputeGradients | Evaluate
 RowCounts = dict[str, CsvCount]
 Scans = dict[int, Scan]
 GradientSums = dict[Node, GradientSum | None]

@@ -120,6 +120,13 @@ class Shards:
             self.held[number] = self._make(number, rows.get((number, "train")), rows.get((number, "validation")))
         return {(number, split): handle for number, shard in self.held.items() for split, handle in shard.handles.items()}
 
+    def try_validation(self, numbers: Iterable[int]) -> None:
+        """Read and encode shards' rows to validate on that are not kept. Raises DataError where it can't be done."""
+        for number in numbers:
+            if number not in self.held or "validation" not in self.held[number].rows:
+                for _ in self._reader(number, "validation").evaluated():
+                    pass
+
     def _attach(self, kept: Mapping[int, frozenset[Split]], found: Mapping[Holding, Handle]) -> dict[Holding, Rows]:
         """Return the rows that need not be read: none at all, or those that another process has in this form."""
         there: dict[Holding, Rows | None] = {}

@@ -152,13 +152,18 @@ def test_too_little_memory_is_told_before_the_first_round(
         assert str(error.value) == f"data.memory_limit: {told}"
 
 
-def test_a_streamed_row_that_can_not_be_used_is_named(run_job: Run, job: Document, write_table: WriteTable) -> None:
+@pytest.mark.parametrize("limit", [WINDOWS, 10 * WINDOWS])
+def test_a_row_to_validate_on_that_can_not_be_used_is_named_before_the_first_round(
+    run_job: Run, job: Document, write_table: WriteTable, tmp_path: Path, limit: int
+) -> None:
     table = {f"x{place}": [1.0] * 7 for place in range(4)} | {"kind": ["bee"] * 6 + ["dog"]}
-    job["data"] |= {"validation": "other.parquet", "memory_limit": WINDOWS}
+    job["data"] |= {"validation": "other.parquet", "memory_limit": limit}
     path = write_table("other.parquet", table)
 
-    with pytest.raises(DataError, match=rf"^{path}: row 7, column 'kind': class 'dog' does not occur"):
-        run_job(job)
+    for attempt in (lambda: run_job(job, directory=tmp_path / "run"), lambda: plan_of(job, tmp_path)):
+        with pytest.raises(DataError, match=rf"^{path}: row 7, column 'kind': class 'dog' does not occur"):
+            attempt()
+    assert not (tmp_path / "run").exists()
 
 
 def test_check_refuses_a_network_that_no_machine_has_memory_for(blobs_job: Document, tmp_path: Path) -> None:
