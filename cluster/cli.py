@@ -133,9 +133,7 @@ def check(*, job_file: Path, overrides: tuple[str, ...], all_columns: bool, debu
     with exit_codes(debug=debug):
         job, console = load(job_file, overrides), make_table_console()
         with console.status("reading the training rows") as status:
-            plan = check_job(
-                job, lambda rows, shards: status.update(f"reading the {rows}: {shards} of {job.data.shards} shards")
-            )
+            plan = check_job(job, lambda rows, shards: status.update(f"reading the {rows}: {shards} of {job.data.shards} shards"))
         print_plan(console, job, plan, all_columns=all_columns)
 
 

@@ -118,7 +118,9 @@ def check_job(job: JobSpec, progress: Callable[[str, int], None] = lambda *_: No
     )
 
 
-def _scan_in_turn(task: Callable[[tuple[int, ...]], ScanShards], shards: int, progress: Callable[[str, int], None]) -> dict[int, Scan]:
+def _scan_in_turn(
+    task: Callable[[tuple[int, ...]], ScanShards], shards: int, progress: Callable[[str, int], None]
+) -> dict[int, Scan]:
     """Scan shard by shard, each by a worker of its own, which keeps the rows."""
     scans: dict[int, Scan] = {}
     for shard in range(shards):

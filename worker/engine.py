@@ -86,7 +86,8 @@ class Worker:
                     return self._prepare(task)
                 case TryValidation():
                     assert self._held is not None
-                    return self._held.shards.try_validation(task.shards)
+                    self._held.shards.try_validation(task.shards)
+                    return None
                 case ComputeGradients():
                     assert self._held is not None and weights_P is not None
                     return self._held.gradients(task, weights_P, room)

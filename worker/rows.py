@@ -40,8 +40,10 @@ class Rows:
         return cls(np.empty((rows, len(encoding.input_names)), dtype), encoding.label.room(rows, dtype))
 
     @classmethod
-    def shared(cls, rows: int, encoding: Encoding, dtype: str, raw: str | None, found: Handle | None) -> Self | None:
-        """Return memory for so many rows, one at least, that other processes can map; those that are found there.
+    def kept(
+        cls, rows: int, encoding: Encoding, dtype: str, raw: str | None, found: Handle | None, *, shared: bool
+    ) -> Self | None:
+        """Return memory for so many rows, one at least, or those that are found there.
 
         Args:
             rows: how many.
@@ -49,6 +51,7 @@ class Rows:
             dtype: of the network.
             raw: type of the inputs before scaling, if they are to be kept raw.
             found: rows of another process's; None makes new memory.
+            shared: whether other processes can map new memory.
 
         Returns:
             None where the rows are no longer found there.
@@ -57,7 +60,7 @@ class Rows:
         width, kind = len(encoding.input_names), np.dtype(raw or dtype)
         start = -(-rows * width * kind.itemsize // ALIGNED) * ALIGNED
         size = start + rows * targets[:1].itemsize * int(np.prod(targets.shape[1:]))
-        segment = Segment.create(size, raw) if found is None else Segment.attach(found, size)
+        segment = Segment.create(size, raw, shared=shared) if found is None else Segment.attach(found, size)
         if segment is None:
             return None
         features_NF = segment.array((rows, width), kind, 0)

@@ -29,18 +29,20 @@ class Segment:
     """Memory for rows: a part for inputs, then one for targets.
 
     Attributes:
-        handle: how others get at it.
+        handle: how others get at it; None where they can't.
     """
 
     def __init__(self, descriptor: int, raw: str | None, size: int, *, writable: bool) -> None:
-        """Map the memory that a descriptor stands for. The descriptor is closed with this."""
+        """Map the memory that a descriptor stands for, -1 for new memory without one. The descriptor is closed with this."""
         self._descriptor = descriptor
-        self.handle = Handle(os.getpid(), descriptor, os.fstat(descriptor).st_ino, raw)
+        self.handle = None if descriptor < 0 else Handle(os.getpid(), descriptor, os.fstat(descriptor).st_ino, raw)
         self._memory = mmap.mmap(descriptor, size, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
 
     @classmethod
-    def create(cls, size: int, raw: str | None) -> "Segment":
-        """Make a segment of so many bytes."""
+    def create(cls, size: int, raw: str | None, *, shared: bool = True) -> "Segment":
+        """Make a segment of so many bytes, which others can get at if it is `shared`."""
+        if not shared:
+            return cls(-1, raw, size, writable=True)
         descriptor = os.memfd_create("isograd-rows", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, size)
         return cls(descriptor, raw, size, writable=True)
@@ -62,7 +64,8 @@ class Segment:
 
     def __del__(self) -> None:
         """Let go of the descriptor; the arrays stay as long as anyone has them."""
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
 
 def borrow(handle: Handle) -> Handle | None:

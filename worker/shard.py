@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from typing import Final
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from worker.reading import Placed, ShardData, read_shards
 from worker.rows import Rows, gather, pieces
 from worker.segments import Handle
 from worker.streaming import RowReader, StreamedShard
+
+MOST_SHARED: Final = 256
+"""Shards of a job up to which other processes can map rows that are kept: each takes two descriptors, of 1,024 in many places."""
 
 
 class KeptShard:
@@ -76,7 +80,8 @@ class Shard:
     @property
     def handles(self) -> dict[Split, Handle]:
         """Where other processes find them."""
-        return {split: rows.segment.handle for split, rows in self.rows.items() if rows.segment is not None}
+        segments = {split: rows.segment for split, rows in self.rows.items() if rows.segment is not None}
+        return {split: segment.handle for split, segment in segments.items() if segment.handle is not None}
 
 
 class Shards:
@@ -135,7 +140,7 @@ class Shards:
             if reader.data.split_rows == 0:
                 there[holding] = reader.room(0)
             elif handle is not None and handle.raw == self._raw:
-                there[holding] = reader.shared(self._raw, handle)
+                there[holding] = reader.kept(self._raw, handle)
         return {holding: rows for holding, rows in there.items() if rows is not None}
 
     def _read(self, kept: Mapping[int, frozenset[Split]], tables: dict[int, list[Placed]]) -> dict[Holding, Rows]:
@@ -159,12 +164,13 @@ class Shards:
         )
 
     def _reader(self, number: int, split: Split) -> RowReader:
-        return RowReader(ShardData(self._setup, number, split), self._encoding, self._setup.model.dtype, self._thread)
+        shared = self._setup.plan.shards <= MOST_SHARED
+        return RowReader(ShardData(self._setup, number, split), self._encoding, self._setup.model.dtype, self._thread, shared)
 
 
 def _fill(readers: Mapping[Split, RowReader], pieces: Iterable[Placed], raw: str | None) -> dict[Split, Rows]:
     """Return the rows of some splits, out of all rows of a shard."""
-    rows = {split: made for split, reader in readers.items() if (made := reader.shared(raw)) is not None}
+    rows = {split: made for split, reader in readers.items() if (made := reader.kept(raw)) is not None}
     done = dict.fromkeys(readers, 0)
     for piece in pieces:
         for split, reader in readers.items():

@@ -26,21 +26,23 @@ WindowKey = tuple[int, int]
 class RowReader:
     """Reads a split's rows of one shard as arrays.
 
-    All reading is done by the one thread of `thread`, since a stream of rows is in one place at a time.
+    All reading is done by the one thread of `thread`, since a stream of rows is in one place at a time. `shared` tells whether
+    rows that are kept can be mapped by other processes.
     """
 
     data: ShardData
     encoding: Encoding
     dtype: str
     thread: Executor
+    shared: bool
 
     def room(self, rows: int) -> Rows:
         """Return memory for so many rows."""
         return Rows.room(rows, self.encoding, self.dtype)
 
-    def shared(self, raw: str | None, found: Handle | None = None) -> Rows | None:
-        """Return memory for all rows, one at least, or these rows where they are found, as `Rows.shared` does."""
-        return Rows.shared(self.data.split_rows, self.encoding, self.dtype, raw, found)
+    def kept(self, raw: str | None, found: Handle | None = None) -> Rows | None:
+        """Return memory for all rows, one at least, or these rows where they are found, as `Rows.kept` does."""
+        return Rows.kept(self.data.split_rows, self.encoding, self.dtype, raw, found, shared=self.shared)
 
     def fill(self, rows: Rows, pieces: Iterator[Placed]) -> Rows:
         """Write pieces of rows one after the other, and return them all. Raises DataError where they can't be encoded."""

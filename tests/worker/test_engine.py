@@ -1,3 +1,4 @@
+import os
 import pickle
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -266,6 +267,19 @@ def test_shards_may_move_between_workers_from_round_to_round(rows: Source, data:
 
         found = gradient(workers, parts, setup, round_number, weights_P)
         assert same_bits(found, gradient(one, together(setup), setup, round_number, weights_P))
+
+
+def test_rows_of_very_many_shards_take_no_descriptors(rows: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = make_setup(rows, shards=4, held_out=20)
+    [shared], encoding = fitted(setup, together(setup))
+    weights_P = random_weights(setup, encoding)
+    monkeypatch.setattr("worker.shard.MOST_SHARED", 3)
+    before, worker = len(os.listdir("/proc/self/fd")), Worker()
+
+    assert ask(worker, PrepareShards(setup, (0, 1, 2, 3), encoding)) == {}
+    assert len(os.listdir("/proc/self/fd")) <= before
+    expected = gradient([shared], together(setup), setup, 7, weights_P)
+    assert same_bits(gradient([worker], together(setup), setup, 7, weights_P), expected)
 
 
 @pytest.mark.parametrize("validation", [0, 20], ids=["training rows", "both splits"])
