@@ -24,9 +24,16 @@ class Gathering(Generic[T]):
     def computed(self, node: str, worker: int, total: T) -> dict[int, T]:
         """Take note of a worker's sum, and return the node's by worker once there are no more to come."""
         self._computed[node][worker] = total
-        return self.left(node, worker)
+        return self._ready(node, worker)
 
     def left(self, node: str, worker: int) -> dict[int, T]:
-        """Take note that a worker does not compute any more, and return the node's sums if it was the last of them."""
+        """Take note that a worker is lost, and return the node's sums if it was the last of them to compute.
+
+        Its own is not among them: others compute those slices anew, and they are to count once.
+        """
+        self._computed[node].pop(worker, None)
+        return self._ready(node, worker)
+
+    def _ready(self, node: str, worker: int) -> dict[int, T]:
         self._computing[node].discard(worker)
         return self._computed.pop(node, {}) if not self._computing[node] else {}

@@ -25,6 +25,16 @@ def test_nobody_waits_for_a_worker_that_is_lost() -> None:
     assert gathering.left("b", 7) == {}, "it was no part of any"
 
 
+def test_the_sum_of_a_worker_that_is_lost_is_left_out_since_others_compute_it_anew() -> None:
+    gathering: Gathering[str] = Gathering()
+    for worker in (0, 1, 2):
+        gathering.begin("a", worker)
+    assert gathering.computed("a", 0, "zero") == {}
+    assert gathering.computed("a", 1, "one") == {}
+    assert gathering.left("a", 1) == {}
+    assert gathering.computed("a", 2, "two") == {0: "zero", 2: "two"}
+
+
 def test_what_is_computed_in_repair_is_gathered_anew() -> None:
     gathering: Gathering[str] = Gathering()
     gathering.begin("a", 0)
