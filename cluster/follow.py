@@ -15,18 +15,16 @@ from ray.util.placement_group import PlacementGroup
 from cluster.calls import death_cause
 from cluster.placement import await_places, near, places
 from cluster.ray_pool import RayPool
+from cluster.succession import Succession
 from coordinator.dispatch import PoolError
 from coordinator.export import Announcement
 from coordinator.order import Order
-from coordinator.records import Checkpointed, Event, Finished, Noticed, RoundDone, Started
+from coordinator.records import Event, Finished, RoundDone
 from coordinator.run import run
 from worker.blas import one_thread
 from worker.errors import UserError
 
 POLL_SECONDS: Final = 0.1
-MOST_RESTARTS: Final = 5
-"""How often a coordinator that is lost is started anew."""
-
 ANSWER_SECONDS: Final = 60.0
 """How long a coordinator may take to answer, at least: that it has yet to find a place is no reason to give up."""
 
@@ -109,27 +107,20 @@ def follow(order: Order, interrupted: Callable[[], bool], kill_in_round: int | N
 
 
 def _follow(order: Order, group: PlacementGroup, interrupted: Callable[[], bool], kill_in_round: int | None) -> Iterator[Event]:
-    node, lost = "", ""
-    successor = replace(order, resume_if_begun=not order.resume, restarted=True)
-    for _ in range(1 + MOST_RESTARTS):
+    node, succession, patience = "", Succession(order), max(order.job.workers.wait_seconds, ANSWER_SECONDS)
+    while True:
         try:
-            with _coordinator(order, group, node, kill_in_round) as actor:
-                for news in _all_news(actor, interrupted, max(order.job.workers.wait_seconds, ANSWER_SECONDS)):
+            with _coordinator(succession.order, group, node, kill_in_round) as actor:
+                for news in _all_news(actor, interrupted, patience):
                     node = news.node
                     for event in news.events:
                         yield event
-                        if isinstance(event, Checkpointed) or (isinstance(event, Started) and event.rounds_done):
-                            successor = replace(successor, checkpointed=True)
-                        elif isinstance(event, Started) and lost:
-                            yield Noticed(message="there was no checkpoint yet, so the run begins anew")
+                        yield from succession.heard(event)
             return
         except (RayActorError, ActorUnschedulableError) as error:
-            lost = death_cause(error)
-            if not node:
-                raise PoolError(f"the coordinator could not be started: {lost}") from error
-        yield Noticed(message=f"the coordinator was lost: {lost}; a new one is started")
-        order = successor
-    raise PoolError(f"the coordinator was lost {1 + MOST_RESTARTS} times, the last time: {lost}; --resume goes on with the run")
+            if isinstance(error, RayActorError) and error.actor_init_failed:
+                raise PoolError(f"the coordinator could not be started: {death_cause(error)}") from error
+            yield succession.lost(death_cause(error))
 
 
 def _all_news(actor: Any, interrupted: Callable[[], bool], patience: float) -> Iterator[News]:
