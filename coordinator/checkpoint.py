@@ -20,7 +20,7 @@ from coordinator.records import Checkpointed, Noticed
 from coordinator.snapshot import Progress, Snapshot
 from coordinator.update import Parameters
 from worker.arrays import Floats
-from worker.errors import require
+from worker.errors import UserError, require
 
 FORMAT: Final = 2
 NAME: Final = re.compile(r"round-(\d{12})\.safetensors")
@@ -176,6 +176,7 @@ class CheckpointWriter:
         self._closed = False
         self._written: tuple[int, int] | None = None
         self._events: list[Checkpointed | Noticed] = []
+        self._failure: UserError | None = None
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
 
@@ -194,7 +195,13 @@ class CheckpointWriter:
         self._thread.join()
 
     def events(self) -> list[Checkpointed | Noticed]:
-        """Return what was written, and what could not be, since the last time this was asked."""
+        """Return what was written, and what could not be, since the last time this was asked.
+
+        Raises:
+            UserError: nothing can be written any more, since another process has taken the run over.
+        """
+        if self._failure is not None:
+            raise self._failure
         if not self._events:  # asked every round: no lock then
             return []
         with self._changed:
@@ -202,6 +209,12 @@ class CheckpointWriter:
         return told
 
     def _work(self) -> None:
+        try:
+            self._write_all()
+        except UserError as error:
+            self._failure = error
+
+    def _write_all(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting is not None or self._behind or self._closed)

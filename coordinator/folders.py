@@ -20,7 +20,10 @@ WRITABLE: Final = ("s3", "gs", "hdfs")
 
 
 class Folder(Protocol):
-    """Files, by name. What goes wrong is an OSError; where a file is not there, a FileNotFoundError."""
+    """Files, by name. What goes wrong is an OSError; where a file is not there, a FileNotFoundError.
+
+    One that was held, and that another process has taken over since, is not written: that is a TakenOverError.
+    """
 
     @property
     def name(self) -> str:
@@ -50,9 +53,10 @@ class Folder(Protocol):
         """
 
     def hold(self) -> AbstractContextManager[bool]:
-        """Keep others from holding the folder for the length of a `with` block, where need be.
+        """Hold the folder, and those in it, for the length of a `with` block: one process at a time writes there.
 
-        Enters with False where that would be needed, but can't be done.
+        Where there are locks, others can't hold it meanwhile; else they can, and this one finds itself taken over. Enters with
+        False where there would have to be locks, but are none.
 
         Raises:
             BlockingIOError: another holds it; `strerror` says who.

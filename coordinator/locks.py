@@ -16,6 +16,11 @@ NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno
 """What a file system without locks answers."""
 
 
+def this_process() -> str:
+    """Return which process this is, for people."""
+    return f"process {os.getpid()} on host {socket.gethostname()}"
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Hold the lock of a file, which is made for that and goes with it; enters with whether the file system has locks.
@@ -28,7 +33,7 @@ def locked(path: Path) -> Iterator[bool]:
     try:
         with suppress(OSError):  # a full disk
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"process {os.getpid()} on host {socket.gethostname()}".encode())
+            os.write(descriptor, this_process().encode())
         yield held
     finally:
         with suppress(OSError):

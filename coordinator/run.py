@@ -8,7 +8,7 @@ from time import time
 from coordinator.checkpoint import CheckpointWriter
 from coordinator.clock import Clock
 from coordinator.dispatch import PoolError
-from coordinator.folders import name_of
+from coordinator.folders import Folder, name_of
 from coordinator.job import dump_job
 from coordinator.model_files import save_model, weights_digest
 from coordinator.order import Order, check_directory, decided
@@ -32,17 +32,18 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
     with ExitStack() as held:
         order = decided(order)
         check_directory(order)
+        folder = order.folder  # the one that is held: it knows when another process takes it over
         patience = UNATTENDED_SECONDS if order.resume_if_begun or order.restarted else ASKED_SECONDS
         if order.resume:
             # Before all else: a process that had the run before may still write, and take its announcement back.
-            yield from hold(order.folder, held, patience, interrupted)
+            yield from hold(folder, held, patience, interrupted)
         inspection = inspect(order.job)
         watch = held.enter_context(closing(Watch(order.job.metrics, order.directory)))
         prepared = prepare(order, inspection, pool)
         # Made only now, so that a run that can't begin leaves nothing behind.
-        directory = _directory(order, prepared)
+        directory = _directory(order, folder, prepared)
         if not order.resume:
-            yield from hold(order.folder, held, patience, interrupted)
+            yield from hold(folder, held, patience, interrupted)
         try:
             failure = yield from _train(order, prepared, directory, watch, interrupted)
         except Exception as error:
@@ -57,10 +58,10 @@ def run(order: Order, pool: Pool, interrupted: Callable[[], bool]) -> Iterator[E
         raise failure
 
 
-def _directory(order: Order, prepared: Prepared) -> RunDirectory:
+def _directory(order: Order, folder: Folder, prepared: Prepared) -> RunDirectory:
     if order.resume:
-        return RunDirectory.resume(order.folder, dump_job(order.job), prepared.progress.history_lines)
-    return RunDirectory.create(order.folder, dump_job(order.job))
+        return RunDirectory.resume(folder, dump_job(order.job), prepared.progress.history_lines)
+    return RunDirectory.create(folder, dump_job(order.job))
 
 
 def _train(

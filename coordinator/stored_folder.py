@@ -13,6 +13,8 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow import fs
 
+from coordinator.locks import this_process
+from worker.errors import UserError
 from worker.stores import Place
 
 OBJECT_STORES: Final = frozenset({"s3", "gcs"})
@@ -21,6 +23,9 @@ OBJECT_STORES: Final = frozenset({"s3", "gcs"})
 CLAIM: Final = ".claim-"
 CLAIM_SECONDS: Final = 60.0
 """A claim this much older than another, or that another has waited for this long, was left behind by a process that died."""
+
+OWNER: Final = ".owner"
+"""The file that tells who has the folder."""
 
 PAUSE_SECONDS: Final = 0.1
 
@@ -32,12 +37,17 @@ def _pause() -> None:
     threading.Event().wait(PAUSE_SECONDS)
 
 
+class TakenOverError(UserError):
+    """Another process has taken the folder over; this one is to write no more there."""
+
+
 class StoredFolder:
     """A folder in a store; see `Folder`."""
 
-    def __init__(self, place: Place, pause: Callable[[], None] = _pause) -> None:
-        """Name the folder; `pause` waits a little for others who claim it."""
+    def __init__(self, place: Place, pause: Callable[[], None] = _pause, root: "StoredFolder | None" = None) -> None:
+        """Name the folder; `pause` waits a little for others who claim it. What holds `root` holds this folder in it too."""
         self._place, self._files, self._pause = place, place.filesystem, pause
+        self._root, self._mark = root or self, b""
 
     @property
     def name(self) -> str:
@@ -51,7 +61,7 @@ class StoredFolder:
         return self._place.below(name).address
 
     def folder(self, name: str) -> "StoredFolder":
-        return StoredFolder(self._place.below(name), self._pause)
+        return StoredFolder(self._place.below(name), self._pause, self._root)
 
     def make(self) -> None:
         if self._files.type_name not in OBJECT_STORES:  # there, folders are but a part of names
@@ -101,7 +111,36 @@ class StoredFolder:
 
     @contextmanager
     def hold(self) -> Iterator[bool]:
-        yield True  # who writes beside us writes the same, or is overwritten: the run is a function of its job
+        """Take the folder over from whoever holds it; see `Folder`.
+
+        Nobody can tell whether that one still lives, and it may be cut off from everything but the store. So it looks before it
+        writes whether it still holds the folder. Should it stand still just between the two, what it writes is of the same run,
+        which is a function of its job.
+        """
+        mark = f"{uuid4().hex} {this_process()}".encode()
+        self.write(OWNER, mark)
+        self._mark = mark
+        try:
+            yield True
+        finally:
+            self._mark = b""
+            with suppress(OSError):
+                if self.read(OWNER) == mark:
+                    self.delete(OWNER)
+
+    def _check_held(self) -> None:
+        mark = self._root._mark
+        if not mark:
+            return
+        try:
+            found = self._root.read(OWNER)
+        except FileNotFoundError:  # that one has ended since
+            found = b""
+        if found != mark:
+            other = found.decode(errors="replace").partition(" ")[2] or "another process"
+            raise TakenOverError(
+                f"--run-dir: {other} has taken {self._root.address} over, and goes on with the run; this one stops"
+            )
 
     def names(self) -> list[str]:
         return [info.base_name for info in self._list()]
@@ -129,6 +168,7 @@ class StoredFolder:
             yield Path(copy.name)
 
     def write(self, name: str, content: bytes | Iterable[bytes | memoryview]) -> None:
+        self._check_held()
         with _os_errors():
             if self._files.type_name in OBJECT_STORES:
                 self._stream(self._path(name), content)
@@ -163,6 +203,7 @@ class StoredFolder:
         return False
 
     def delete(self, name: str) -> None:
+        self._check_held()
         with _os_errors(), suppress(FileNotFoundError):
             self._files.delete_file(self._path(name))
 

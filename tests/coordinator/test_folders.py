@@ -1,5 +1,6 @@
 """What holds for every folder, whatever it lies in: this machine, an S3 store, a store that renames."""
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from pyarrow import fs
 
 from coordinator.folders import Folder, name_of, open_folder, open_parent, parse_address
 from coordinator.local_folder import LocalFolder
-from coordinator.stored_folder import PIECE, StoredFolder
+from coordinator.stored_folder import PIECE, StoredFolder, TakenOverError
 from worker.errors import JobError
 from worker.stores import Place, StorageSpec
 
@@ -334,3 +335,29 @@ def test_the_parent_of_an_address_is_a_folder(tmp_path: Path, store: Any) -> Non
         address = f"s3://{store.bucket}/{folder}".rstrip("/")
         stored, name = open_parent(f"{address}/b.parquet", StorageSpec(endpoint=store.endpoint))
         assert (stored.at(name), name) == (f"{address}/b.parquet", "b.parquet")
+
+
+@pytest.mark.parametrize("kind", ["stored", "renaming"])
+def test_who_holds_a_folder_in_a_store_last_has_it(kind: str, store: Any, tmp_path: Path) -> None:
+    address, storage = f"s3://{store.bucket}/runs/run", StorageSpec(endpoint=store.endpoint)
+    first, second = (renaming(tmp_path / "run") if kind == "renaming" else open_folder(address, storage) for _ in range(2))
+    inner = first.folder("inner")
+    inner.make()
+    with first.hold() as locks:
+        assert locks
+        inner.write("one", b"first")
+        with second.hold():
+            told = (
+                f"^--run-dir: process {os.getpid()} on host .* has taken {first.address} over, and goes on with the run; this one"
+            )
+            with pytest.raises(TakenOverError, match=told):
+                inner.write("one", b"late")
+            with pytest.raises(TakenOverError, match=told):
+                inner.delete("one")
+            with pytest.raises(TakenOverError, match=told):
+                first.write("two", b"late")
+            second.write("two", b"second")
+        with pytest.raises(TakenOverError, match="another process has taken"):
+            first.write("two", b"late")
+    assert (inner.read("one"), first.read("two"), first.names()) == (b"first", b"second", ["two"])
+    first.write("two", b"by someone who holds nothing")

@@ -144,6 +144,24 @@ def test_a_directory_without_a_run_can_not_be_taken_up_but_auto_resume_begins_on
         assert summary_of(go(resume_if_begun=True)).weights_digest == whole.weights_digest
 
 
+@pytest.mark.parametrize("rounds", [0, 5])
+def test_one_that_another_process_takes_over_ends_and_writes_no_more(
+    begin_job: Callable[..., Iterator[Event]], job: Document, whole: Summary, folder: Folder, address: str, go: Go, rounds: int
+) -> None:
+    first = begin_job(job, {"training.epochs": 1_000_000, "checkpoint.every_epochs": 3}, directory=address)
+    while not isinstance(next(first), Started):
+        pass
+    assert summary_of(go(rounds, resume=True)).status == "interrupted"
+    before = {name: folder.read(name) for name in folder.names()}
+    with pytest.raises(UserError) as error:
+        list(first)
+    assert str(error.value) == f"--run-dir: another process has taken {address} over, and goes on with the run; this one stops"
+
+    assert {name: folder.read(name) for name in folder.names()} == before
+    assert summary_of(go(resume=True)).weights_digest == whole.weights_digest
+    assert len(folder.read("history.jsonl").splitlines()) == whole.epochs
+
+
 def test_a_damaged_checkpoint_is_passed_over(go: Go, whole: Summary, folder: Folder) -> None:
     go(5)
     go(4, resume=True)
