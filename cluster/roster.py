@@ -19,15 +19,19 @@ END_SECONDS: Final = 10.0
 """How long a killed process may take to be gone."""
 
 MOST_FAILED_STARTS: Final = 5
-"""Workers in a row that may die before they are up."""
+"""How often in a row a worker and its replacements may die before they are up. All that start on a node die with it, once."""
 
 
 @dataclass
 class Member:
-    """A worker: on its way until it has a place, on the coordinator's node linked once it has connected."""
+    """A worker: on its way until it has a place, on the coordinator's node linked once it has connected.
+
+    `failed_starts` of those that it replaces came before it.
+    """
 
     handle: Any
     in_group: bool
+    failed_starts: int
     place: Place | None = None
     link: Link | None = None
 
@@ -55,19 +59,18 @@ class Roster:
         self._actor: Any = ray.remote(actor)
         self._spec, self._group, self._calls, self._up = spec, group, calls, up
         self._numbers = 0
-        self._failed_starts = 0
         self.members: dict[int, Member] = {}
         self.node: str = ray.get_runtime_context().get_node_id()
 
-    def start_one(self) -> None:
-        """Have the cluster start one worker more."""
+    def start_one(self, failed_starts: int = 0) -> None:
+        """Have the cluster start one worker more, after so many in its place that did not come up."""
         number = self._numbers
         self._numbers += 1
         in_group = self._group is not None and sum(member.in_group for member in self.members.values()) < self._spec.first
         where = among(self._group) if in_group else beside(self._spec.placement)
         options = {"num_cpus": self._spec.cpus, "max_restarts": 0, "max_concurrency": 3, "scheduling_strategy": where}
         handle = self._actor.options(**options).remote(self._spec.cpus, self._spec.most)
-        member = self.members[number] = Member(handle, in_group)
+        member = self.members[number] = Member(handle, in_group, failed_starts)
         self._calls.add(member.handle.place.remote(), partial(self._started, number))
 
     def place(self, worker: int) -> Place:
@@ -99,15 +102,14 @@ class Roster:
         if isinstance(place, BaseException):
             self._failed_to_start(number, place)
             return
-        self._failed_starts = 0
         self.members[number].place = place
         self._up(number, place)
 
     def _failed_to_start(self, number: int, error: BaseException) -> None:
-        self._failed_starts += 1
-        del self.members[number]
-        if self._failed_starts >= MOST_FAILED_STARTS:
+        failed_starts = self.members.pop(number).failed_starts + 1
+        if failed_starts >= MOST_FAILED_STARTS:
             raise PoolError(
-                f"{MOST_FAILED_STARTS} workers in a row died while starting, the last one: {death_cause(error)}"
+                f"a worker died while starting, and so did those in its place, {failed_starts} in a row, the last one: "
+                f"{death_cause(error)}"
             ) from error
-        self.start_one()
+        self.start_one(failed_starts)
