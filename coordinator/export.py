@@ -141,22 +141,25 @@ class Announcement:
         mark = sha256(os.fsencode(resolved)).hexdigest()[:8]
         # A file's name may be no text, and so long that nothing can be added to it; it is only for people here.
         name = os.fsencode(name_of(resolved))[:MOST_OF_NAME].decode(errors="ignore")
-        self._folder = folder
+        self._folder, self._content = folder, b""
         self.path = Path(folder) / f"isograd-{name}-{mark}.json"
 
     def publish(self, target: str, scheme: str) -> None:
         """Write the file, whole at any moment. Raises JobError where that can't be."""
         group = {"targets": [target], "labels": {"__scheme__": scheme}}
+        self._content = json.dumps([group]).encode() + b"\n"
         try:
-            write_atomically(self.path, json.dumps([group]).encode() + b"\n")
+            write_atomically(self.path, self._content)
         except OSError as error:
             raise JobError(
                 "metrics.sd_dir", f"{self._folder} can't be written: {error.strerror}; give a folder that can"
             ) from error
 
     def withdraw(self) -> None:
-        """Remove the file, if it is there and can be removed."""
+        """Remove the file, if it is there and can be removed; where `publish` wrote it, unless another process has since."""
         try:
+            if self._content and self.path.read_bytes() != self._content:
+                return
             self.path.unlink(missing_ok=True)
         except OSError:
             return  # the folder went, or closed: whoever did that sees to the file

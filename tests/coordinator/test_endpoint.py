@@ -278,6 +278,17 @@ def test_a_run_of_any_name_is_announced(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_announcement_of_another_process_for_the_same_run_is_left(tmp_path: Path) -> None:
+    first, second = Announcement(str(tmp_path), tmp_path / "run"), Announcement(str(tmp_path), tmp_path / "run")
+    first.publish("10.0.0.1:1", "http")
+    second.publish("10.0.0.2:1", "http")
+    first.withdraw()
+    assert json.loads(first.path.read_text())[0]["targets"] == ["10.0.0.2:1"]
+    second.withdraw()
+    first.withdraw()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_is_announced_in_one_place_by_whatever_path_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "runs")
