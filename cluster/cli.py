@@ -71,7 +71,7 @@ def main() -> None:
     type=click.Choice(["auto", "bar", "plain", "none"]),
     default="auto",
     show_default=True,
-    help="auto: a bar on a terminal, a line an epoch elsewhere.",
+    help="auto: a bar on a terminal, a line an epoch elsewhere; none: nothing but the closing table.",
 )
 @click.option("--dashboard", is_flag=True, help="Serve a live page of the run, at an address that is printed.")
 @click.option(

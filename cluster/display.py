@@ -168,8 +168,8 @@ def print_start(console: Console, event: Started) -> None:
     """Say what is about to be trained, and where to watch it."""
     held_out = f", {event.validation_rows:,} to validate" if event.validation_rows else ""
     console.print(
-        f"{event.run}: {event.rows:,} rows{held_out}; {event.inputs} inputs, {event.outputs} outputs, "
-        f"{event.parameters:,} parameters; {count(event.shards, 'shard')} on {count(event.crew.workers, 'worker')}, "
+        f"{event.run}: {count(event.rows, 'row')}{held_out}; {count(event.inputs, 'input')}, {count(event.outputs, 'output')}, "
+        f"{count(event.parameters, 'parameter')}; {count(event.shards, 'shard')} on {count(event.crew.workers, 'worker')}, "
         f"{count(event.rounds_per_epoch, 'round')} an epoch",
         highlight=False,
         soft_wrap=True,

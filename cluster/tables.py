@@ -53,13 +53,19 @@ def print_summary(console: Console, summary: Summary, directory: str) -> None:
         ("epochs", f"{summary.epochs}" + (f", weights of epoch {summary.kept_epoch} kept" if summary.kept_epoch else "")),
         ("rows trained", f"{summary.rows_trained:,} of {summary.rows_expected:,}"),
         *_failures(summary),
-        ("speed", f"{summary.rows_per_second:,.0f} rows/s, a round takes {summary.round_seconds.p50 * 1e3:.3g} ms"),
+        *_speed(summary),
         ("time", f"{summary.seconds.startup:.1f} s to start, {summary.seconds.training:.1f} s to train"),
         ("weights", summary.weights_digest),
         ("directory", directory),
     ):
         facts.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
     console.print(Trimmed(facts))
+
+
+def _speed(summary: Summary) -> list[tuple[str, str]]:
+    if not summary.rows_per_second:
+        return []  # of a run that was over when it was taken up
+    return [("speed", f"{summary.rows_per_second:,.0f} rows/s, a round takes {summary.round_seconds.p50 * 1e3:.3g} ms")]
 
 
 def _failures(summary: Summary) -> list[tuple[str, str]]:

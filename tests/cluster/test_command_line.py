@@ -56,11 +56,12 @@ def test_train_prints_a_line_an_epoch_and_a_closing_table(small_job: Jobs, tmp_p
     assert [line.split()[1] for line in output.splitlines() if line.startswith("epoch ")] == ["1/3", "2/3", "3/3"]
     digest = json.loads((tmp_path / "run" / "summary.json").read_text())["weights_digest"]
     assert digest in output
+    assert any(line.startswith("speed") for line in output.splitlines())
 
 
 def test_a_misspelt_column_is_told_before_a_cluster_is_asked_for_room(small_job: Jobs, tmp_path: Path) -> None:
     small_job({})
-    result = train(tmp_path, "--set", 'data.label="knid"', "--address", "127.0.0.1:1")
+    result = train(tmp_path, "--set", 'data.label="knid"', "--address", "nobody:1")
     assert (result.exit_code, "knid" in result.output) == (2, True), result.output
 
 
@@ -282,6 +283,7 @@ def test_the_same_command_again_ends_like_the_first(trained: Path, tmp_path: Pat
     before = (trained / "history.jsonl").read_bytes()
     result = train(tmp_path, "--auto-resume")
     assert result.exit_code == 0, result.output
+    assert not any(line.startswith("speed") for line in result.output.splitlines()), "nothing was trained"
     assert (trained / "history.jsonl").read_bytes() == before
 
 
