@@ -11,6 +11,7 @@ from time import time
 
 import click
 
+from cluster.addresses import settle_cluster
 from cluster.display import Display, ProgressKind, make_console, make_display, make_table_console
 from cluster.jobs_cli import COMMANDS as ON_CLUSTERS
 from cluster.options import (
@@ -167,6 +168,7 @@ def verify(*, job_file: Path, overrides: tuple[str, ...], counts: str, kill: boo
 
 
 def _train(order: Order, address: str, display: Display, *, debug: bool) -> Summary:
+    settle_cluster(address)
     # Ray takes a second to import, which the other commands need not wait for.
     from cluster.launch import IN_PROCESS, LOCAL, launch
     from coordinator.preparation import inspect

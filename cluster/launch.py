@@ -14,6 +14,7 @@ import ray
 import ray._private.worker as ray_worker
 from ray.exceptions import RayError
 
+from cluster.addresses import AUTO, CLUSTER
 from cluster.follow import follow
 from cluster.orphans import StartTimeoutError, end_agents_with, start_anew_if_late
 from coordinator.dispatch import PoolError
@@ -52,10 +53,18 @@ def launch(order: Order, address: str, interrupted: Callable[[], bool], *, debug
         with one_thread():
             yield from run(order, InProcessPool(order.job.workers.most), interrupted)
         return
-    known = address in (LOCAL, "auto") or re.fullmatch(r"ray://.+|(?!\w+://).+:\d+", address) is not None
-    require(known, "--address", f"'{address}' is none; accepted are local, none, auto, HOST:PORT and ray://HOST:PORT")
+    _require_address(address)
     with connected(address, order.job.workers, debug=debug):
         yield from follow(order, interrupted)
+
+
+def _require_address(address: str) -> None:
+    """Raise JobError unless this is an address that Ray takes."""
+    key, given = "--address", address
+    if address == AUTO and os.environ.get(CLUSTER):
+        key, given = CLUSTER, os.environ[CLUSTER]
+    known = given in (LOCAL, AUTO) or re.fullmatch(r"ray://.+|(?!\w+://).+:\d+", given) is not None
+    require(known, key, f"'{given}' is no address to train at; accepted are local, none, auto, HOST:PORT and ray://HOST:PORT")
 
 
 @contextmanager

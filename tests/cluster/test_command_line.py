@@ -1,6 +1,7 @@
 """The commands as a user calls them, without Ray where Ray makes no difference."""
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+from cluster.addresses import MODE
 from cluster.cli import main
 from cluster.display import print_start
 from coordinator.job import JobSpec
@@ -22,6 +24,12 @@ from coordinator.records import Event, Started
 from coordinator.watch import Watch
 
 Jobs = Callable[..., JobSpec]
+
+
+@pytest.fixture(autouse=True)
+def _mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has forgotten what a command puts into the environment for a Ray that it has yet to import: here, that is another's."""
+    monkeypatch.setenv(MODE, os.environ.get(MODE, ""))
 
 
 def call(*arguments: object) -> Result:
@@ -249,12 +257,12 @@ BAD_ARGUMENTS: list[tuple[str, list[str], str]] = [
     (
         "no address",
         ["--address", "head"],
-        "--address: 'head' is none; accepted are local, none, auto, HOST:PORT and ray://HOST:PORT",
+        "--address: 'head' is no address to train at; accepted are local, none, auto, HOST:PORT and ray://HOST:PORT",
     ),
     (
         "address of a dashboard",
         ["--address", "http://127.0.0.1:8265"],
-        "--address: 'http://127.0.0.1:8265' is none; accepted are",
+        "--address: 'http://127.0.0.1:8265' is no address to train at; ",
     ),
 ]
 
@@ -269,6 +277,16 @@ def test_the_users_mistakes_end_with_exit_2_and_one_sentence(
     assert result.stdout == ""
     assert expected in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_the_address_of_a_dashboard_in_the_environment_is_refused_by_its_name(
+    small_job: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_job({})
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    result = train(tmp_path, "--address", "auto")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: RAY_ADDRESS: 'http://127.0.0.1:8265' is no address to train at; accepted are ")
 
 
 def test_a_run_directory_in_use_is_refused_and_left_alone(trained: Path, tmp_path: Path) -> None:
