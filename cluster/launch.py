@@ -14,7 +14,7 @@ import ray
 import ray._private.worker as ray_worker
 from ray.exceptions import RayError
 
-from cluster.addresses import AUTO, CLUSTER
+from cluster.addresses import AUTO, CLUSTER, MODE
 from cluster.follow import follow
 from cluster.orphans import StartTimeoutError, end_agents_with, start_anew_if_late
 from coordinator.dispatch import PoolError
@@ -93,7 +93,7 @@ def connected(address: str, workers: WorkersSpec, *, debug: bool) -> Iterator[No
     try:
         start_anew_if_late(lambda: ray.init(**options))
     except (ConnectionError, RayError, RuntimeError, ValueError, OSError, StartTimeoutError) as error:
-        raise PoolError(f"Ray at address '{address}' can't be reached: {first_line(error)}") from error
+        raise _unreachable(address, error) from error
     signal.signal(signal.SIGTERM, on_sigterm)
     _protect_token()
     watcher = None
@@ -106,6 +106,13 @@ def connected(address: str, workers: WorkersSpec, *, debug: bool) -> Iterator[No
         ray.shutdown()
         if watcher is not None:
             watcher.wait()
+
+
+def _unreachable(address: str, error: Exception) -> PoolError:
+    # Ray says of a token that is missing the same as of a machine that is.
+    sent = address == LOCAL or os.environ.get(MODE) == "token"
+    wanted = "" if sent else f"; where it wants a token, set {MODE}=token"
+    return PoolError(f"Ray at address '{address}' can't be reached: {first_line(error)}{wanted}")
 
 
 def _protect_token() -> None:
