@@ -88,6 +88,15 @@ def test_folders_that_make_up_columns_are_in_the_parcel(
     assert found == {"x": [*range(len(towns))], "town": towns}
 
 
+def test_csv_files_are_uploaded_whatever_their_delimiter(blobs_job: Document, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("x0;kind\n1,5;a\n")
+    blobs_job["data"] |= {"train": "rows.csv", "delimiter": ";", "decimal": ","}
+    with packed(job_of(blobs_job, tmp_path), tmp_path, upload=True, same_machine=False) as parcel:
+        data = load_job(parcel / "job.toml", {}).data
+        assert Path(data.train).read_text() == (tmp_path / "rows.csv").read_text()
+    assert (data.delimiter, data.decimal) == (";", ",")
+
+
 def test_a_full_path_that_is_not_here_is_the_clusters(blobs_job: Document, tmp_path: Path) -> None:
     blobs_job["data"]["train"] = "/shared/rows-*.parquet"
     assert placed(blobs_job, tmp_path, upload=True).data.train == "/shared/rows-*.parquet"
