@@ -46,13 +46,35 @@ class News:
     node: str
 
 
+class Untold:
+    """Events in order, each until whoever asks has it: a run of weeks has more than should stay in memory."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._events: list[Event] = []
+        self._first = 0
+        self._lock = threading.Lock()
+
+    def append(self, event: Event) -> None:
+        """Add an event; another thread may."""
+        self._events.append(event)
+
+    def after(self, seen: int) -> list[Event]:
+        """Return what came after the first `seen` events, which are not asked for again; a call that comes late has no use."""
+        with self._lock:
+            gone = max(0, seen - self._first)
+            del self._events[:gone]
+            self._first += gone
+            return self._events.copy()
+
+
 class CoordinatorActor:
     """The coordinator in a process of its own. It carries its order out in a thread, and tells of that whoever asks."""
 
     def __init__(self, order: Order, group: PlacementGroup, kill_in_round: int | None) -> None:
         """Begin to carry the order out, with workers at the group's places."""
         self._one_thread = one_thread()
-        self._events: list[Event] = []
+        self._events = Untold()
         self._round: RoundDone | None = None
         self._interrupt = threading.Event()
         self._outcome: Future[None] = Future()
@@ -81,7 +103,7 @@ class CoordinatorActor:
         wait([self._outcome], POLL_SECONDS)
         # Read in this order: all events are there once it has ended, and an event that comes meanwhile is newer than the round.
         ended, latest = self._outcome.done(), self._round
-        return News(self._events[seen:], latest, ended, self._node)
+        return News(self._events.after(seen), latest, ended, self._node)
 
     def outcome(self) -> None:
         """Return if the run has come to its end. Raises what it was ended by, as `coordinator.run.run` does."""

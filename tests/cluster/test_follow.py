@@ -7,8 +7,9 @@ import pytest
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
 
-from cluster.follow import _ask
+from cluster.follow import Untold, _ask
 from coordinator.dispatch import PoolError
+from coordinator.records import Noticed
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -28,6 +29,24 @@ def asked(*outcomes: Exception | int) -> tuple[Iterator[Exception | int], Any]:
         return ray.put(outcome)
 
     return left, call
+
+
+def test_events_are_kept_until_they_are_seen() -> None:
+    untold = Untold()
+    first, second, third = (Noticed(message=text) for text in ("first", "second", "third"))
+    assert untold.after(0) == []
+    untold.append(first)
+    untold.append(second)
+    assert untold.after(0) == [first, second]
+    assert untold.after(0) == [first, second], "the answer did not arrive"
+    untold.append(third)
+    assert untold.after(1) == [second, third]
+    assert untold.after(3) == []
+    untold.append(first)
+    untold.after(0)
+    assert untold.after(3) == [first]
+    assert untold.after(4) == []
+    assert untold._events == []
 
 
 def test_a_coordinator_is_asked_again_where_the_connection_breaks() -> None:
