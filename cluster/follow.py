@@ -9,7 +9,7 @@ from time import monotonic, sleep
 from typing import Any, Final
 
 import ray
-from ray.exceptions import ActorUnavailableError, ActorUnschedulableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ActorUnschedulableError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
 from cluster.calls import death_cause
@@ -147,35 +147,54 @@ def _follow(order: Order, group: PlacementGroup, interrupted: Callable[[], bool]
 
 def _all_news(actor: Any, interrupted: Callable[[], bool], patience: float) -> Iterator[News]:
     """Yield what the coordinator tells, the latest round among the events, and raise what ended it."""
-    seen, finished, ended = 0, False, False
+    seen, finished, ended, heard = 0, False, False, False
     while not ended:
-        news: News = _ask(lambda: actor.news.remote(seen, interrupt=interrupted()), patience)  # noqa: B023 - called at once
-        seen, ended = seen + len(news.events), news.ended
+        # One that has yet to find a place can't be told of an interrupt.
+        give_up = _never if heard else interrupted
+        news: News = _ask(lambda: actor.news.remote(seen, interrupt=interrupted()), patience, give_up)  # noqa: B023 - called at once
+        seen, ended, heard = seen + len(news.events), news.ended, True
         finished = finished or any(isinstance(event, Finished) for event in news.events)
         latest = [news.latest] if news.latest is not None and not finished else []
         yield replace(news, events=[*news.events, *latest])
     _ask(actor.outcome.remote, patience)
 
 
-def _ask(call: Callable[[], Any], patience: float) -> Any:
+def _never() -> bool:
+    return False
+
+
+def _ask(call: Callable[[], Any], patience: float, give_up: Callable[[], bool] = _never) -> Any:
     """Return the result of a coordinator's method, called again where the connection to it breaks.
 
     Raises:
         PoolError: it does not answer.
+        KeyboardInterrupt: it has not answered yet, and `give_up` says so.
         RayActorError: it is lost.
         ActorUnschedulableError: the node that it was to go to is.
     """
     until = monotonic() + patience
     while True:
         try:
-            return ray.get(call(), timeout=max(0.0, until - monotonic()))
-        except (ActorUnavailableError, GetTimeoutError) as error:
+            answer = call()
+            while not ray.wait([answer], timeout=POLL_SECONDS)[0]:
+                if give_up():
+                    raise KeyboardInterrupt(
+                        "interrupted before the coordinator had a place; if the directory holds a run, --resume goes on with it"
+                    )
+                if monotonic() >= until:
+                    raise PoolError(_no_answer(patience))
+            return ray.get(answer)
+        except ActorUnavailableError as error:
             if monotonic() >= until:
-                raise PoolError(
-                    f"the coordinator has not answered for {patience:g} s, or has found no place in the cluster; "
-                    "--resume goes on with what the run directory holds"
-                ) from error
+                raise PoolError(_no_answer(patience)) from error
             sleep(POLL_SECONDS)
+
+
+def _no_answer(patience: float) -> str:
+    return (
+        f"the coordinator has not answered for {patience:g} s, or has found no place in the cluster; "
+        "--resume goes on with what the run directory holds"
+    )
 
 
 @contextmanager

@@ -70,4 +70,6 @@ def test_a_coordinator_that_can_not_be_reached_or_does_not_answer_is_given_up() 
     never: Any = ray.remote(num_cpus=10_000)(nothing).remote()
     with pytest.raises(PoolError, match="has not answered"):
         _ask(lambda: never, 0.1)
+    with pytest.raises(KeyboardInterrupt, match=r"^interrupted before the coordinator had a place;"):
+        _ask(lambda: never, 600.0, lambda: True)
     ray.cancel(never)
