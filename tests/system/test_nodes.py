@@ -18,6 +18,8 @@ from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 
 from cluster.orphans import children_of, start_anew_if_late
+from coordinator.folders import open_folder
+from worker.stores import StorageSpec
 
 Document = dict[str, dict[str, Any]]
 SECONDS = 600.0
@@ -28,15 +30,18 @@ HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000,
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A node for the command alone, and three with two CPUs each."""
+    """A node for the command alone, and three with two CPUs each; all have credentials for the S3 store of the tests."""
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": HEALTH}
-    cluster = start_anew_if_late(lambda: Cluster(initialize_head=True, head_node_args=head))
-    try:
-        for _ in range(NODES):
-            add_node(cluster)
-        yield cluster
-    finally:
-        cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        cluster = start_anew_if_late(lambda: Cluster(initialize_head=True, head_node_args=head))
+        try:
+            for _ in range(NODES):
+                add_node(cluster)
+            yield cluster
+        finally:
+            cluster.shutdown()
 
 
 def add_node(cluster: Cluster) -> None:
@@ -44,10 +49,10 @@ def add_node(cluster: Cluster) -> None:
 
 
 @contextmanager
-def training(cluster: Cluster, document: Document, folder: Path) -> Iterator["subprocess.Popen[str]"]:
+def training(cluster: Cluster, document: Document, folder: Path, run_dir: str = "run") -> Iterator["subprocess.Popen[str]"]:
     """Train a job on the cluster; ends it in any case."""
     (folder / "job.toml").write_text(tomli_w.dumps(document))
-    command = [sys.executable, "-m", "cluster.cli", "train", "job.toml", "--run-dir", "run", "--progress", "plain"]
+    command = [sys.executable, "-m", "cluster.cli", "train", "job.toml", "--run-dir", run_dir, "--progress", "plain"]
     command += ["--address", cluster.address]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         limit = threading.Timer(SECONDS, process.kill)
@@ -187,3 +192,34 @@ def test_nodes_may_come_and_go_the_coordinators_too(
     assert summary["rows_trained"] == summary["rows_expected"]
     _, calm = run_job(blobs_job, {"training.epochs": summary["epochs"]})
     assert summary["weights_digest"] == calm.weights_digest
+
+
+def test_a_coordinator_goes_on_elsewhere_with_a_run_in_a_store(
+    cluster: Cluster, store: Any, blobs_job: Document, run_job: Callable[..., Any], tmp_path: Path
+) -> None:
+    """As it would where the nodes share nothing but the store."""
+    while len(cluster.list_all_nodes()) < 1 + NODES:
+        add_node(cluster)
+    blobs_job["training"]["epochs"] = 10_000_000
+    blobs_job["workers"] = {"count": 2, "cpus": 2.0, "placement": "spread", "deadline_seconds": SECONDS}
+    blobs_job["storage"] = {"endpoint": store.endpoint}
+    address = f"s3://{store.bucket}/run"
+    folder = open_folder(address, StorageSpec(endpoint=store.endpoint))
+    with training(cluster, blobs_job, tmp_path, address) as process:
+        output = Output(process)
+        while not folder.folder("checkpoints").names():
+            output.until("^epoch")
+        ((home, _),) = coordinators(cluster.list_all_nodes())
+        cluster.remove_node(home, allow_graceful=False)
+        output.until("the coordinator was lost: its node is gone; a new one is started")
+        output.until(r"going on after [\d,]+ rounds")
+        output.until("^epoch")
+        process.send_signal(signal.SIGINT)
+        output.until("interrupted after")
+        assert process.wait() == 130
+
+    summary = json.loads(folder.read("summary.json"))
+    _, calm = run_job(blobs_job, {"training.epochs": summary["epochs"], "workers.count": 1})
+    assert summary["weights_digest"] == calm.weights_digest
+    assert len(folder.read("history.jsonl").splitlines()) == summary["epochs"]
+    assert max(folder.folder("checkpoints").names()) == f"round-{summary['rounds']:012d}.safetensors"
