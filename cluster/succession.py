@@ -51,5 +51,7 @@ class Succession:
                 f"the coordinator was lost {self._in_a_row} times without a new checkpoint in between, the last time: {cause}; "
                 "--resume goes on with what the run directory holds"
             )
-        self.order = replace(self.order, resume_if_begun=not self.order.resume, restarted=True, checkpointed=self._checkpointed)
+        # One that has not begun may not have looked yet whose run the directory holds, which may be another.
+        goes_on = self.order.resume_if_begun or (self._begun and not self.order.resume)
+        self.order = replace(self.order, resume_if_begun=goes_on, restarted=True, checkpointed=self._checkpointed)
         return Noticed(message=f"the coordinator was lost: {cause}; a new one is started")

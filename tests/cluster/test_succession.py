@@ -63,11 +63,18 @@ def test_a_successor_goes_on_or_begins_anew_where_there_was_no_checkpoint(order:
     assert list(succession.heard(started(5))) == []
 
 
-def test_one_that_was_lost_before_it_told_anything_has_a_successor_that_begins(order: Order) -> None:
+def test_one_that_was_lost_before_it_began_has_a_successor_that_takes_up_no_run_unasked(order: Order) -> None:
     succession = Succession(order)
     succession.lost("its node is gone")
-    assert succession.order == replace(order, resume_if_begun=True, restarted=True)
+    assert succession.order == replace(order, restarted=True)
     assert list(succession.heard(started())) == []
+    succession.lost("its node is gone")
+    assert succession.order == replace(order, resume_if_begun=True, restarted=True)
+
+    asked = replace(order, resume_if_begun=True)
+    succession = Succession(asked)
+    succession.lost("its node is gone")
+    assert succession.order == replace(asked, restarted=True)
 
 
 def test_a_run_that_was_taken_up_has_a_checkpoint(order: Order) -> None:
