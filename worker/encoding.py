@@ -105,6 +105,7 @@ class Encoding:
         """
         parts = [part for given in self.inputs for part in given.parts(table, where)]
         treatment = Treatment(self.inputs)
+        finite_BF = np.empty((treatment.block_rows, x_NF.shape[1]), np.bool_)
         # A block at a time, so that it stays in the cache from the first pass over it to the last.
         for first in range(0, len(x_NF), treatment.block_rows):
             block_BF = x_NF[first : first + treatment.block_rows]
@@ -112,7 +113,7 @@ class Encoding:
             with np.errstate(over="ignore"):
                 np.concatenate([part[first : first + len(block_BF)] for part in parts], axis=1, out=raw_BF, casting="same_kind")
             treatment.apply(raw_BF, block_BF)
-            if not np.isfinite(block_BF).all():
+            if not np.isfinite(block_BF, out=finite_BF[: len(block_BF)]).all():
                 row, place = (int(index) for index in np.argwhere(~np.isfinite(block_BF))[0])
                 raise self._not_finite(table, where, first + row, place, x_NF.dtype.name)
 

@@ -1,6 +1,6 @@
 """The formats that files of a dataset may have: their schema, their row counts, and reading ranges of rows."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
 from mmap import ACCESS_READ, MADV_DONTNEED, mmap
@@ -44,6 +44,9 @@ GROUP_BYTES: Final = 128 << 20
 
 LEAST_BUFFER: Final = 64 << 10
 
+KEPT_FOOTERS: Final = 4
+"""Parquet files whose metadata is kept: of a file with many row groups, it takes as long to parse as a group to decode."""
+
 Metadata = tuple[pa.Schema, int | None, tuple[int, ...]]
 """Schema, rows, and rows of each group."""
 
@@ -86,7 +89,14 @@ def read_metadata(handle: pa.NativeFile, form: Format, address: str, csv: CsvSpe
 
 
 def read_range(
-    handle: pa.NativeFile, form: Format, address: str, csv: CsvSpec, first: int, last: int, columns: list[str], schema: pa.Schema
+    handle: pa.NativeFile,
+    form: Format,
+    address: str,
+    version: Hashable,
+    csv: CsvSpec,
+    first: int,
+    last: int,
+    wanted: pa.Schema,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Yield batches that hold rows first..last-1 of a file, and maybe more, each with the place of its first row.
 
@@ -97,15 +107,17 @@ def read_range(
         handle: the open file.
         form: its format.
         address: of the file.
+        version: tells the file from others that have been or will be at this address.
         csv: how a CSV is written.
         first: place of the first row.
         last: place after the last row.
-        columns: to be read.
-        schema: the types that a CSV's columns are to have.
+        wanted: the columns to be read, and the types that a CSV's are to have.
     """
     if form == "CSV":
-        return read_csv(handle, address, csv, last, columns, schema)
-    return _READ[form](handle, address, first, last, columns)
+        return read_csv(handle, address, csv, last, wanted.names, wanted)
+    if form == "Parquet":
+        return _read_parquet(handle, address, _footer(handle, (address, version)), first, last, wanted.names)
+    return _read_arrow(handle, address, first, last, wanted.names)
 
 
 def _parquet_metadata(handle: pa.NativeFile) -> Metadata:
@@ -124,9 +136,23 @@ def _arrow_metadata(handle: pa.NativeFile) -> Metadata:
 
 _Placed = Iterator[tuple[int, pa.RecordBatch]]
 
+_FOOTERS: Final[dict[Hashable, pq.FileMetaData]] = {}
+"""Metadata of the Parquet files read last."""
 
-def _read_parquet(handle: pa.NativeFile, address: str, first: int, last: int, columns: list[str]) -> _Placed:
-    metadata = pq.read_metadata(handle)
+
+def _footer(handle: pa.NativeFile, key: Hashable) -> pq.FileMetaData:
+    footer = _FOOTERS.get(key)
+    if footer is None:
+        footer = pq.read_metadata(handle)
+        if len(_FOOTERS) >= KEPT_FOOTERS:
+            _FOOTERS.clear()
+        _FOOTERS[key] = footer
+    return footer
+
+
+def _read_parquet(
+    handle: pa.NativeFile, address: str, metadata: pq.FileMetaData, first: int, last: int, columns: list[str]
+) -> _Placed:
     sizes = _group_sizes(metadata)
     starts = list(accumulate(sizes, initial=0))
     groups = [group for group, size in enumerate(sizes) if starts[group] < last and starts[group] + size > first]
@@ -193,8 +219,4 @@ def _arrow_pieces(handle: pa.NativeFile, first: int, last: int, columns: list[st
 _METADATA: Final[Mapping[Format, Callable[[pa.NativeFile], Metadata]]] = {
     "Parquet": _parquet_metadata,
     "Arrow IPC": _arrow_metadata,
-}
-_READ: Final[Mapping[Format, Callable[[pa.NativeFile, str, int, int, list[str]], _Placed]]] = {
-    "Parquet": _read_parquet,
-    "Arrow IPC": _read_arrow,
 }

@@ -221,17 +221,18 @@ def read_batches(source: Source, start: int, stop: int, columns: list[str]) -> I
 
 def _read_file(source: Source, file: SourceFile, first: int, last: int, columns: list[str]) -> Iterator[pa.Table]:
     place, constants, rows = locate(file.path, source.storage), dict(file.partitions), 0
-    names = [name for name in columns if name not in constants]
+    own = [name for name in columns if name not in constants]
     # Without a column of the file's own, one is read to count its rows by.
-    read = names or [name for name in source.schema.names if name not in constants][:1]
+    read = own or [name for name in source.schema.names if name not in constants][:1]
+    wanted = pa.schema([source.schema.field(name) for name in read])
     with opened(place, file.format, file.csv) as handle:
-        _require_unchanged(file, place, handle)
-        for begin, batch in read_range(handle, file.format, file.path, file.csv, first, last, read, source.schema):
+        version = _require_unchanged(file, place, handle)
+        for begin, batch in read_range(handle, file.format, file.path, version, file.csv, first, last, wanted):
             skipped = max(first - begin, 0)
             chosen = batch.slice(skipped, max(min(last - begin, batch.num_rows) - skipped, 0))
             rows += chosen.num_rows
             if chosen.num_rows:
-                yield pa.Table.from_arrays([_column(source, file, name, chosen) for name in columns], names=columns)
+                yield pa.Table.from_arrays(_arrays(source, file, columns, wanted, chosen), names=columns)
     # Once more, for what was read must be what was there before.
     with opened(place, file.format, file.csv) as handle:
         _require_unchanged(file, place, handle)
@@ -239,16 +240,17 @@ def _read_file(source: Source, file: SourceFile, first: int, last: int, columns:
         raise _changed(file)
 
 
-def _column(source: Source, file: SourceFile, name: str, batch: pa.RecordBatch) -> pa.Array:
-    constants, wanted = dict(file.partitions), source.schema.field(name).type
-    if name in constants:
-        return pa.repeat(pa.scalar(constants[name]).cast(wanted), batch.num_rows)
-    place = batch.schema.get_field_index(name)
-    if place < 0 or batch.schema.types[place] != wanted:
+def _arrays(source: Source, file: SourceFile, columns: list[str], wanted: pa.Schema, batch: pa.RecordBatch) -> list[pa.Array]:
+    arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+    if [arrays[name].type for name in wanted.names if name in arrays] != wanted.types:
         raise _changed(file)
-    values = batch.column(place)
-    # Views are text that Arrow can't choose rows of.
-    return values.cast(pa.string()) if pa.types.is_string_view(wanted) else values
+    for name, arrow in zip(wanted.names, wanted.types, strict=True):
+        if pa.types.is_string_view(arrow):  # text that Arrow can't choose rows of
+            arrays[name] = arrays[name].cast(pa.string())
+    for name, value in file.partitions:
+        if name in columns:
+            arrays[name] = pa.repeat(pa.scalar(value).cast(source.schema.field(name).type), batch.num_rows)
+    return [arrays[name] for name in columns]
 
 
 def _version(place: Place, handle: pa.NativeFile) -> Version:
@@ -260,9 +262,11 @@ def _version(place: Place, handle: pa.NativeFile) -> Version:
     return Version(handle.size(), mark)
 
 
-def _require_unchanged(file: SourceFile, place: Place, handle: pa.NativeFile) -> None:
-    if file.version is not None and not file.version.same(_version(place, handle)):
+def _require_unchanged(file: SourceFile, place: Place, handle: pa.NativeFile) -> Version:
+    version = _version(place, handle)
+    if file.version is not None and not file.version.same(version):
         raise _changed(file)
+    return version
 
 
 def _changed(file: SourceFile) -> DataError:

@@ -79,7 +79,7 @@ class StreamedShard:
         self._current, self._spare = (reader.room(order.window_rows) for _ in range(2))
         self._key: WindowKey | None = None
         self._shuffled: Integers = np.arange(0)
-        self._next: tuple[WindowKey, Future[None]] | None = None
+        self._next: tuple[WindowKey, Future[Integers]] | None = None
 
     def gather(self, epoch: int, first: int, last: int, x_BI: Floats, target: Target) -> None:
         """Copy the rows at places first..last-1 of the epoch's order to where a network reads them."""
@@ -102,17 +102,21 @@ class StreamedShard:
         expected, reading = self._next or (None, None)
         self._next = None
         if reading is not None:
-            reading.result()
+            self._shuffled = reading.result()
         if expected != key:
-            self._read(key).result()
+            self._shuffled = self._read(key).result()
         self._current, self._spare, self._key = self._spare, self._current, key
-        self._shuffled = self._order.shuffled(*key)
         epoch, window = key
         after = (epoch, window + 1) if window + 1 < self._order.windows else (epoch + 1, 0)
         self._next = after, self._read(after)
 
-    def _read(self, key: WindowKey) -> "Future[None]":
-        return self._reader.thread.submit(self._stream.fill, self._spare, *key)
+    def _read(self, key: WindowKey) -> "Future[Integers]":
+        """Begin to read a window into `_spare`; the result is the shuffled order of its rows."""
+        return self._reader.thread.submit(self._fill, self._spare, *key)
+
+    def _fill(self, rows: Rows, epoch: int, window: int) -> Integers:
+        self._stream.fill(rows, epoch, window)
+        return self._order.shuffled(epoch, window)
 
 
 class _Stream:

@@ -139,9 +139,8 @@ class Targets:
         column = self.labels[0]
         values = label_values(table, column, where, gaps=self.unlabelled)
         found = pc.index_in(values, value_set=pa.array(self.classes, values.type))
-        unknown = pc.and_(found.is_null(), values.is_valid())
-        if pc.any(unknown).as_py():
-            row = first_true(unknown)
+        if found.null_count > values.null_count:
+            row = first_true(pc.and_(found.is_null(), values.is_valid()))
             raise DataError(
                 f"{where(row)}, column '{column.name}': class {values[row].as_py()!r} does not occur in the training rows"
             )

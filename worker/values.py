@@ -130,7 +130,8 @@ def label_values(table: pa.Table, column: Column, where: Where, *, gaps: bool = 
     if not gaps:
         refuse_nulls(values, column.name, where)
     wanted = LABEL_TYPES.get(column.kind, pa.int64())
-    if column.kind == "text" or pa.types.is_null(values.type):
+    fits = wanted == pa.int64() and pa.types.is_integer(values.type) and values.type != pa.uint64()
+    if fits or column.kind == "text" or pa.types.is_null(values.type):
         return values.cast(wanted)
     if pa.types.is_float16(values.type) or (pa.types.is_decimal(values.type) and column.kind == "boolean"):
         values = values.cast(pa.float64())  # which Arrow can compare, and cast

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from worker.csv_dialect import DEFAULT_CSV
 from worker.csv_file import BLOCK_BYTES
 from worker.errors import DataError, JobError
-from worker.formats import opened
+from worker.formats import KEPT_FOOTERS, opened
 from worker.sources import CsvCount, Source, Version, count_rows, open_source, read_batches, read_rows
 from worker.stores import DEFAULT_STORAGE, StorageSpec, locate
 
@@ -366,6 +366,34 @@ def test_a_file_that_changes_during_a_run_is_refused(name: str, change: str, tmp
         with pytest.raises(DataError) as caught:
             read()
         assert str(caught.value) == changed(path)
+
+
+def test_the_metadata_of_a_parquet_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_counted(write(tmp_path / "rows.parquet", {"x": np.arange(100)}))
+    parse, parsed = pq.read_metadata, []
+
+    def counted(handle: pa.NativeFile) -> pq.FileMetaData:
+        parsed.append(handle)
+        return parse(handle)
+
+    monkeypatch.setattr(pq, "read_metadata", counted)
+
+    for first in range(0, 100, 10):
+        assert read_rows(source, first, first + 10, ["x"])["x"].to_pylist() == list(range(first, first + 10))
+    assert len(parsed) == 1
+
+
+def test_a_file_that_took_anothers_place_is_read_by_its_own_metadata(tmp_path: Path) -> None:
+    for rows in (100, 40, 130, 100):
+        path = write(tmp_path / "rows.parquet", {"x": np.arange(rows)})
+        assert read_all(path)["x"].to_pylist() == list(range(rows))
+
+
+def test_more_files_than_metadata_is_kept_of_can_be_read_in_turns(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{rows}.parquet", {"x": np.arange(rows)}) for rows in range(20, 20 + 2 * KEPT_FOOTERS)]
+    sources = [open_counted(path) for path in paths]
+    for source in [*sources, *sources]:
+        assert read_rows(source, 0, source.rows, ["x"])["x"].to_pylist() == list(range(source.rows))
 
 
 @pytest.mark.parametrize("name", NAMES)
