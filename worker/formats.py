@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
 from mmap import ACCESS_READ, MADV_DONTNEED, mmap
+from socket import gethostname
 from typing import Any, Final, Literal
 
 import pyarrow as pa
@@ -68,6 +69,11 @@ def opened(place: Place, form: Format, csv: CsvSpec) -> Iterator[pa.NativeFile]:
         else:
             with handle:
                 yield handle
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{place.address}: is not to be found on {gethostname()}; the files of a run must stay as they are, where all its "
+            "machines see them"
+        ) from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _named(place, form, csv, error) from error
 
