@@ -1,9 +1,11 @@
 """CSV files whose beginning looks like something else than what they hold."""
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -121,24 +123,36 @@ def test_text_where_numbers_were_is_named_by_file_row_and_column(run_job: Run, t
         (["A1", "7"], ["x=7", "x=A1", "x=(missing)"]),
     ],
 )
+@pytest.mark.parametrize("gaps", [0, 2 * LONG])
 def test_a_column_may_be_without_values_at_the_beginning(
-    run_job: Run, tmp_path: Path, values: list[str], inputs: list[str]
+    run_job: Run, tmp_path: Path, values: list[str], inputs: list[str], gaps: int
 ) -> None:
-    gap = ",0\n" * LONG
-    write(tmp_path / "rows", "x,y\n" + gap + "".join(f"{value},1\n" for value in values))
-    write(tmp_path / "held", "x,y\n" + gap + f"{values[1]},1\n")
+    write(tmp_path / "rows", "x,y\n" + ",0\n" * (2 * LONG) + "".join(f"{value},1\n" for value in values))
+    write(tmp_path / "held", "x,y\n" + ",0\n" * gaps + f"{values[1]},1\n" * 3)
 
     _, summary = run_job(job(tmp_path / "rows", validation=str(tmp_path / "held"), missing="mean"))
 
     model = load_model(tmp_path / "run-1")
     assert model.encoding.input_names == inputs
     assert summary.validation is not None
-    assert evaluate(model, str(tmp_path / "held")).rows == LONG + 1
+    assert evaluate(model, str(tmp_path / "held")).rows == gaps + 3
+
+
+def test_a_column_without_values_at_the_beginning_is_held_against_a_validation_file_when_it_is_known(
+    run_job: Run, tmp_path: Path
+) -> None:
+    write(tmp_path / "rows", "x,y\n" + ",0\n" * (2 * LONG) + "2024-02-29,1\n2024-03-01,1\n")
+    days = pa.array([date(2024, 2, 29), None, date(2024, 3, 1)])
+    pq.write_table(pa.table({"x": days, "y": [0, 1, 0]}), tmp_path / "held.parquet")
+
+    _, summary = run_job(job(tmp_path / "rows", validation=str(tmp_path / "held.parquet"), missing="mean"))
+
+    assert summary.validation is not None
 
 
 def test_a_validation_file_of_another_kind_further_on_is_named(run_job: Run, tmp_path: Path) -> None:
     write(tmp_path / "rows", "x,y\n2024-02-29,no\n2024-03-01,yes\n,yes\n")
-    write(tmp_path / "held", "x,y\n" + ",no\n" * LONG + "A1,yes\n")
+    write(tmp_path / "held", "x,y\n" + ",no\n" * (2 * LONG) + "A1,yes\n")
 
     with pytest.raises(DataError) as caught:
         run_job(job(tmp_path / "rows", validation=str(tmp_path / "held"), missing="mean"))
