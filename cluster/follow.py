@@ -46,6 +46,10 @@ class News:
     node: str
 
 
+class NoPlaceInterrupt(KeyboardInterrupt):
+    """Interrupted before the coordinator had a place, so that there is nothing yet that it could end in good order."""
+
+
 class Untold:
     """Events in order, each until whoever asks has it: a run of weeks has more than should stay in memory."""
 
@@ -168,7 +172,7 @@ def _ask(call: Callable[[], Any], patience: float, give_up: Callable[[], bool] =
 
     Raises:
         PoolError: it does not answer.
-        KeyboardInterrupt: it has not answered yet, and `give_up` says so.
+        NoPlaceInterrupt: it has not answered yet, and `give_up` says so.
         RayActorError: it is lost.
         ActorUnschedulableError: the node that it was to go to is.
     """
@@ -178,7 +182,7 @@ def _ask(call: Callable[[], Any], patience: float, give_up: Callable[[], bool] =
             answer = call()
             while not ray.wait([answer], timeout=POLL_SECONDS)[0]:
                 if give_up():
-                    raise KeyboardInterrupt(
+                    raise NoPlaceInterrupt(
                         "interrupted before the coordinator had a place; if the directory holds a run, --resume goes on with it"
                     )
                 if monotonic() >= until:
@@ -207,6 +211,9 @@ def _coordinator(order: Order, group: PlacementGroup, node: str, kill_in_round: 
     try:
         yield actor
         ended = True
+    except NoPlaceInterrupt:
+        ended = True
+        raise
     except RayTaskError as error:
         ended = True
         if isinstance(error.cause, UserError | PoolError):
@@ -216,6 +223,6 @@ def _coordinator(order: Order, group: PlacementGroup, node: str, kill_in_round: 
         ray.kill(actor)
         metrics = order.job.metrics
         if not ended and metrics is not None and metrics.sd_dir is not None:
-            # It could not take its announcement back itself. One that came to an end did; what is there after that is
-            # another's, who has the directory that this one was refused.
+            # It could not take its announcement back itself. One that came to an end did, and one without a place has none;
+            # what is there then is another's, who has the directory that this one was refused.
             Announcement(metrics.sd_dir, order.directory).withdraw()

@@ -80,8 +80,8 @@ def test_a_run_that_waits_for_room_says_so_and_can_be_interrupted(
     assert notice.message.startswith("waiting until the cluster has room for 2 workers of 1 CPUs each on a node of its own")
 
 
-def test_a_start_that_is_refused_leaves_the_announcement_of_the_run_that_has_the_directory(
-    small_job: Jobs, tmp_path: Path
+def test_a_start_that_is_refused_or_interrupted_leaves_the_announcement_of_the_run_that_has_the_directory(
+    small_job: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sd").mkdir()
     job = small_job({"metrics.sd_dir": str(tmp_path / "sd"), "training.epochs": 100_000})
@@ -92,6 +92,11 @@ def test_a_start_that_is_refused_leaves_the_announcement_of_the_run_that_has_the
 
     with pytest.raises(UserError, match="holds a run already"):
         train(job, tmp_path / "run")
+    assert announced.exists()
+
+    monkeypatch.setattr("cluster.follow.POLL_SECONDS", 0.001)
+    with pytest.raises(KeyboardInterrupt, match="before the coordinator had a place"):
+        next(follow(Order(job, tmp_path / "run", time()), lambda: True))
     assert announced.exists()
 
     events.close()  # type: ignore[attr-defined]  # which kills the coordinator
