@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Final
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 from coordinator.job import JobSpec
 from worker.choice import choose_columns
 from worker.columns import Columns, csv_type, require_columns, value_names
+from worker.data import DataSpec
 from worker.encoding import Encoding
 from worker.errors import DataError, JobError, require
 from worker.keeping import raw_type, streamed_bytes, training_need
@@ -91,7 +93,7 @@ def inspect(job: JobSpec) -> Inspection:
     """
     data = job.data
     train = open_source(data.train, "data.train", job.storage, data.csv)
-    columns = choose_columns(train.schema, data, job.model)
+    columns = choose_columns(_presumed(train, data), data, job.model)
     if job.model.task == "regression":
         job.model.check_outputs(len(value_names(columns.labels)))
     validation = None
@@ -102,6 +104,17 @@ def inspect(job: JobSpec) -> Inspection:
         known = [column for column in columns.all if column.name not in empty]
         require_columns(validation.typed(_types(columns, job.model)), known)
     return Inspection(job, train, validation, columns)
+
+
+def _presumed(source: Source, data: DataSpec) -> pa.Schema:
+    """Return a dataset's columns, those that a CSV has no value of at first as moments where the job asks for parts of them."""
+    patterns = [pattern for pattern, spec in data.columns.items() if spec.parts]
+
+    def presumed(field: pa.Field) -> pa.Field:
+        asked = any(field.name == pattern or fnmatchcase(field.name, pattern) for pattern in patterns)
+        return field.with_type(pa.timestamp("s")) if asked and source.guessed and pa.types.is_null(field.type) else field
+
+    return pa.schema([presumed(field) for field in source.schema])
 
 
 def make_plan(job: JobSpec, inspection: Inspection) -> ShardPlan:

@@ -1,5 +1,6 @@
 """CSV files whose beginning looks like something else than what they hold."""
 
+import re
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from coordinator.model_files import load_model
 from coordinator.records import Event, Summary
 from coordinator.scoring import evaluate, predict
-from worker.errors import DataError
+from worker.errors import DataError, JobError
 from worker.inputs import CategoryInputs
 
 Document = dict[str, dict[str, Any]]
@@ -136,6 +137,29 @@ def test_a_column_may_be_without_values_at_the_beginning(
     assert model.encoding.input_names == inputs
     assert summary.validation is not None
     assert evaluate(model, str(tmp_path / "held")).rows == gaps + 3
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (["2024-02-29", "2024-03-01"], None),
+        (["2024-02-29 10:30", "2024-03-01 11:30"], None),
+        (["7", "8"], "is for dates and times, and column 'x' holds whole numbers"),
+        (["", ""], "column 'x[month]' has no value in any training row"),
+    ],
+)
+def test_parts_may_be_taken_of_a_column_without_values_at_the_beginning(
+    run_job: Run, tmp_path: Path, values: list[str], told: str | None
+) -> None:
+    write(tmp_path / "rows", "x,y\n" + ",0\n" * (2 * LONG) + "".join(f"{value},1\n" for value in values))
+    document = job(tmp_path / "rows", missing="mean", columns={"x": {"parts": ["month", "day"]}})
+
+    if told is None:
+        run_job(document)
+        assert load_model(tmp_path / "run-1").encoding.input_names == ["x[month]", "x[day]"]
+    else:
+        with pytest.raises(JobError, match=re.escape(told)):
+            run_job(document)
 
 
 def test_a_column_without_values_at_the_beginning_is_held_against_a_validation_file_when_it_is_known(
