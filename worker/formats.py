@@ -37,8 +37,9 @@ BATCH_VALUES: Final = 1 << 20
 BATCH_UNIT: Final = 1024
 """Rows of which these are whole multiples."""
 
-BUFFERED_BYTES: Final = 16 << 20
-"""Of a local Parquet file read at once, over all columns: a worker reads several shards at a time."""
+BUFFERED_BYTES: Final = 4 << 20
+"""Of a local Parquet file read at once, over all columns: a worker reads several shards at a time. With 16 MiB, a stream of 41
+columns takes 37 MB of memory in place of 23, and no less processor time."""
 
 GROUP_BYTES: Final = 128 << 20
 """Row groups of a store of more are read a buffer at a time, else the needed columns of one at once."""
