@@ -29,7 +29,14 @@ def sends_token(address: str, environment: Mapping[str, str], home: Path) -> boo
         return False
     if any(environment.get(name) for name in TOKENS):
         return True
-    return urlsplit(address).hostname in LOOPBACK and (home / ".ray" / "auth_token").is_file()
+    return _host(address) in LOOPBACK and (home / ".ray" / "auth_token").is_file()
+
+
+def _host(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:  # no address: whoever connects says so
+        return None
 
 
 def settle(address: str | None) -> str:

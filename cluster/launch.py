@@ -63,7 +63,8 @@ def _require_address(address: str) -> None:
     key, given = "--address", address
     if address == AUTO and os.environ.get(CLUSTER):
         key, given = CLUSTER, os.environ[CLUSTER]
-    known = given in (LOCAL, AUTO) or re.fullmatch(r"ray://.+|(?!\w+://).+:\d+", given) is not None
+    host = r"(\[[^][]+\]|[^][]+)"
+    known = given in (LOCAL, AUTO) or re.fullmatch(rf"ray://{host}(:\d+)?|(?!\w+://){host}:\d+", given) is not None
     require(known, key, f"'{given}' is no address to train at; accepted are local, none, auto, HOST:PORT and ray://HOST:PORT")
 
 

@@ -61,7 +61,8 @@ def require_spec(head: bytes, address: str, spec: CsvSpec) -> None:
         given, likely = json.dumps(spec.delimiter), json.dumps(found[0])
         raise DataError(
             f"{address}: its header has {likely} in it and no {given}; "
-            f"set data.delimiter = {likely}, or put quotes around its one name"
+            f"set data.delimiter = {likely} in the job file (a trained model takes files written as those of its job), "
+            "or put quotes around its one name"
         )
 
 

@@ -72,7 +72,7 @@ def count_csv(
             types = {name: _looked_at(batch.column(name), types[name], doubtful[name], spec) for name in doubtful}
             last = batch.column(names[-1])[-1].as_py() or b"" if batch.num_rows else last
     # A value of several lines stood in quotes, so the file ends with one, if that is its last value.
-    if b"\n" in last and (end := _end(place).rstrip(b"\r\n")) and not end.endswith(b'"'):
+    if (b"\n" in last or b"\r" in last) and (end := _end(place).rstrip(b"\r\n")) and not end.endswith(b'"'):
         where = f"{place.address}: row {rows}, column '{names[-1]}'"
         raise DataError(f"{where}: has a quote that is not closed; close it, or take it out")
     return rows, {name: arrow for name, arrow in types.items() if arrow != doubtful[name]}
@@ -154,6 +154,7 @@ def _conversion(spec: CsvSpec, types: Mapping[str, pa.DataType], columns: list[s
 _RAGGED: Final = re.compile(r"CSV parse error: Row #(\d+): Expected (\d+) columns, got (\d+)")
 _UNFIT: Final = re.compile(r"In CSV column #(\d+): Row #(\d+): CSV conversion error to ([a-z]+)[^:]*: invalid value (.*)")
 _UNREADABLE: Final = re.compile(r"In CSV column #(\d+): Row #(\d+): CSV conversion error to string: invalid UTF8 data")
+_STRADDLING: Final = "straddling object straddles two block boundaries"
 _KINDS: Final = {"double": "number", "int": "whole number", "bool": "boolean", "time": "time of day"}
 
 
@@ -170,6 +171,11 @@ def csv_error(place: Place, spec: CsvSpec, error: Exception) -> DataError:
         return DataError(f"{_where(place, spec, found)}: {found[4]} is no {kind}, as the column's other values are; {advice}")
     if found := _UNREADABLE.match(message):
         return DataError(f"{_where(place, spec, found)}: {NOT_UTF8}")
+    if _STRADDLING in message:
+        return DataError(
+            f"{place.address}: has a quote that is not closed, or a row of more than {BLOCK_BYTES:,} bytes; close the quote, "
+            "or shorten the row"
+        )
     if isinstance(error, UnicodeError):
         return DataError(f"{place.address}: its header {NOT_UTF8}")
     return DataError(f"{place.address}: can't be read as CSV: {message}")

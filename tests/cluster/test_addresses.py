@@ -31,6 +31,7 @@ def test_the_address_given_wins_over_the_environment(given: str | None, environm
         ("http://cluster.example.com:8265", {}, False),
         ("http://127.0.0.1.example.com:8265", {}, False),
         ("http://127.0.0.1@example.com:8265", {}, False),
+        ("http://[127.0.0.1:8265", {}, False),
         ("http://cluster.example.com:8265", {"RAY_AUTH_TOKEN": "secret"}, True),
         ("http://cluster.example.com:8265", {"RAY_AUTH_TOKEN_PATH": "/token"}, True),
         ("http://127.0.0.1:8265", {"RAY_AUTH_MODE": "disabled"}, False),

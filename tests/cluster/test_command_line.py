@@ -259,6 +259,7 @@ BAD_ARGUMENTS: list[tuple[str, list[str], str]] = [
         ["--address", "head"],
         "--address: 'head' is no address to train at; accepted are local, none, auto, HOST:PORT and ray://HOST:PORT",
     ),
+    ("address without an end", ["--address", "[::1:6379"], "--address: '[::1:6379' is no address to train at; "),
     (
         "address of a dashboard",
         ["--address", "http://127.0.0.1:8265"],

@@ -125,7 +125,8 @@ def test_a_header_with_another_delimiter_is_told_with_the_key_to_set(
     path, spec = write(tmp_path / "rows.csv", content), CsvSpec(delimiter=delimiter)
 
     if told:
-        assert refusal(path, spec) == f"its header {told}, or put quotes around its one name"
+        advice = "in the job file (a trained model takes files written as those of its job), or put quotes around its one name"
+        assert refusal(path, spec) == f"its header {told} {advice}"
     else:
         assert open_source(str(path), "data.train", csv=spec).schema.names
 

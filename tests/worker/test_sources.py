@@ -747,15 +747,25 @@ def test_text_in_views_is_read_as_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
 @pytest.mark.parametrize("end", ["", "\n", "\r\n\n"])
-def test_a_quote_that_is_not_closed_takes_no_rows_in_silence(end: str, suffix: str, tmp_path: Path) -> None:
-    path = write_text(tmp_path / f"rows.{suffix}", 'y,c\n2,a\n3,"b\n4,c\n5,d' + end)
+@pytest.mark.parametrize("between", ["\n", "\r"])
+def test_a_quote_that_is_not_closed_takes_no_rows_in_silence(between: str, end: str, suffix: str, tmp_path: Path) -> None:
+    content = between.join(["y,c", "2,a", '3,"b', "4,c", "5,d"])
+    path = write_text(tmp_path / f"rows.{suffix}", content + end)
     source = open_source(str(path), "data.train")
     with pytest.raises(DataError, match=r"rows\.csv(\.gz)?: row 2, column 'c': has a quote that is not closed"):
         count_rows(source.files[0], DEFAULT_STORAGE, {})
 
-    write_text(path, 'y,c\n2,a\n3,"b\n4,c\n5,d"' + end)
+    write_text(path, content + '"' + end)
     source = open_source(str(path), "data.train")
     assert count_rows(source.files[0], DEFAULT_STORAGE, {}) == CsvCount(2)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
+def test_a_quote_that_is_not_closed_and_takes_much_is_told(suffix: str, tmp_path: Path) -> None:
+    path = write_text(tmp_path / f"rows.{suffix}", 'y,c\n2,a\n3,"b\n' + "4,c\n" * 600_000)
+    source = open_source(str(path), "data.train")
+    with pytest.raises(DataError, match=r"has a quote that is not closed, or a row of more than 1,048,576 bytes"):
+        count_rows(source.files[0], DEFAULT_STORAGE, {})
 
 
 def test_parquet_that_does_not_fit_its_checksums_is_refused(tmp_path: Path) -> None:
